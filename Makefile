@@ -1,0 +1,41 @@
+# `make demo` trains, exports and runs the demo in demo/; `make test` checks everything. Needs Python >= 3.11 and a C++
+# compiler; the rest, CMake included, comes from pip into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# What an editable install bakes in; every Python and data file is read from the checkout itself.
+BUILT_FROM := pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
+# `make demo DEMO_TRAIN=true` keeps the last run and only exports and infers.
+DEMO_TRAIN ?= ../$(BIN)/hpedge train
+
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo   train, export and run the built-in demo set in demo/"
+	@echo "make test   lint, then the fast and the slow tests, with coverage"
+	@echo "make clean  remove what these made, except .venv"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpedge needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-run: $(BUILT_FROM) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[train,export]'
+	touch $@
+
+.venv/installed-dev: $(BUILT_FROM) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[train,export,dev]'
+	touch $@ .venv/installed-run
+
+demo: .venv/installed-run
+	mkdir -p demo
+	cd demo && $(DEMO_TRAIN) && ../$(BIN)/hpedge export --fp16 && ../$(BIN)/hpedge infer images --overlay overlays
+
+test: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=
+	$(BIN)/python -m pytest -m slow --cov --cov-append --cov-fail-under=85
+
+clean:
+	rm -rf build dist demo .coverage .pytest_cache .ruff_cache .hypothesis
+	find hpdval_edge kernels training export tests -name __pycache__ -prune -exec rm -rf {} +

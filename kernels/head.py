@@ -1,0 +1,284 @@
+"""The dual-view head: how well an image fits each label, seen as a whole and through its best patches.
+
+    s[b,c] = alpha * cos(G_c, cls_b) + (1 - alpha) * mean(k largest over n of cos(L_c, patch_bn))
+
+Paper equations 4, 5, 8 and 9. `eager_scores` (torch) and `numpy_scores` (float64) are the specification; every other
+backend must agree with them. A NaN or an infinity in a row makes every score NaN that the row enters, whatever alpha.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+try:
+    from hpdval_edge.kernels import _cpu
+except ImportError as error:
+    _cpu = None
+    CPU_MISSING = f"the compiled module hpdval_edge.kernels._cpu cannot be loaded: {error}"
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array: TypeAlias = np.ndarray | Tensor
+
+EPS = 1e-12
+DTYPES = ("float32", "float16", "bfloat16")
+# Each further thread must bring this many multiply-adds, or starting it costs more than it saves.
+PRODUCTS_PER_THREAD = 1 << 22
+LAYOUT = {"cls": "[B, E]", "patches": "[B, N, E]", "text_global": "[C, E]", "text_local": "[C, E]"}
+
+
+def eager_scores(
+    cls: Tensor, patches: Tensor, text_global: Tensor, text_local: Tensor, *, k: int, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """The specification in torch; gradients flow, through the local view to the k chosen patches only.
+
+    Args:
+        cls: [B, E], any float; the image as a whole. Computed in float32, or float64 when an input is float64.
+        patches: [B, N, E], N >= 1.
+        text_global: [C, E], the label's text for the whole image.
+        text_local: [C, E], the label's text for a patch.
+        k: Patches averaged per image and label, clamped to N.
+        alpha: Weight of the global view, 0..1.
+
+    Returns:
+        scores [B, C] and patch cosines [B, N, C], float32 or float64, also under autocast.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    arrays = (cls, patches, text_global, text_local)
+    wide = torch.float64 if torch.float64 in {x.dtype for x in arrays} else torch.float32
+    device = cls.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        unit_cls, unit_patches, unit_global, unit_local = (normalize(x.to(wide), dim=-1, eps=EPS) for x in arrays)
+        whole = unit_cls @ unit_global.T
+        patch_scores = unit_patches @ unit_local.T
+        best = patch_scores.topk(min(k, patches.shape[1]), dim=1).values.mean(dim=1)
+        return alpha * whole + (1 - alpha) * best, patch_scores
+
+
+def numpy_scores(
+    cls: np.ndarray, patches: np.ndarray, text_global: np.ndarray, text_local: np.ndarray, *, k: int, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The specification in NumPy: shapes of `eager_scores`, any float in, float64 inside and out."""
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        wide = x.astype(np.float64)
+        return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), EPS)
+
+    with np.errstate(invalid="ignore"):
+        whole = unit(cls) @ unit(text_global).T
+        patch_scores = unit(patches) @ unit(text_local).T
+    others = max(patches.shape[1] - k, 0)
+    best = np.partition(patch_scores, others, axis=1)[:, others:].mean(axis=1)
+    return alpha * whole + (1 - alpha) * best, patch_scores
+
+
+def _is_tensor(x: object) -> bool:
+    # Whoever holds a tensor has imported torch already; nobody else pays for it.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _dtype_name(x: Array) -> str:
+    return str(x.dtype).removeprefix("torch.") if _is_tensor(x) else x.dtype.name
+
+
+def _to_numpy(x: Array) -> np.ndarray:
+    """Float32, C-contiguous and aligned, copied only where ``x`` is not that already (bfloat16 always is)."""
+    return np.require(x.detach().float().numpy() if _is_tensor(x) else x, np.float32, "CAE")
+
+
+def _threads(products: int) -> int:
+    """CPUs this process may use, at most OMP_NUM_THREADS, and no more than the work is worth."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    limit = min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
+    return min(limit, 1 + products // PRODUCTS_PER_THREAD)
+
+
+def _run_cpu(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
+    cls, patches, text_global, text_local = (_to_numpy(x) for x in arrays)
+    images, rows, width = patches.shape
+    classes = len(text_global)
+    scores = np.empty((images, classes), np.float32)
+    patch_scores = np.empty((images, rows, classes), np.float32) if want_patches else None
+    threads = _threads(images * rows * classes * width)
+    _cpu.head(cls, patches, text_global, text_local, k, alpha, scores, patch_scores, threads)
+    if not _is_tensor(arrays[0]):
+        return scores, patch_scores
+    from torch import from_numpy
+
+    return from_numpy(scores), None if patch_scores is None else from_numpy(patch_scores)
+
+
+def _cpu_refuses(arrays: tuple[Array, ...]) -> str | None:
+    if _cpu is None:
+        return CPU_MISSING
+    if not _is_tensor(arrays[0]):
+        return None
+    import torch
+
+    if arrays[0].device.type != "cpu":
+        return f"it reads CPU memory and the tensors are on {arrays[0].device}"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
+        return "it computes no gradient and an input requires one"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "it cannot be traced"
+    return None
+
+
+def _run_numpy(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
+    scores, patch_scores = numpy_scores(*arrays, k=k, alpha=alpha)
+    return scores.astype(np.float32), patch_scores.astype(np.float32) if want_patches else None
+
+
+def _numpy_refuses(arrays: tuple[Array, ...]) -> str | None:
+    return "it takes numpy arrays and these are torch tensors" if _is_tensor(arrays[0]) else None
+
+
+def _run_eager(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
+    if _is_tensor(arrays[0]):
+        scores, patch_scores = eager_scores(*arrays, k=k, alpha=alpha)
+        return scores, patch_scores if want_patches else None
+    import torch
+
+    # torch warns about an array that it could not write to, hence W.
+    tensors = (torch.from_numpy(np.require(x, np.float32, "CAEW")) for x in arrays)
+    scores, patch_scores = eager_scores(*tensors, k=k, alpha=alpha)
+    return scores.numpy(), patch_scores.numpy() if want_patches else None
+
+
+def _eager_refuses(arrays: tuple[Array, ...]) -> str | None:
+    return None if importlib.util.find_spec("torch") else "torch is not installed; install 'hpdval-edge[train]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One implementation: ``run(arrays, k, alpha, want_patches)`` gives scores and patch cosines (or None) in the
+    caller's kind of array; ``refuses(arrays)`` says why it cannot take the arrays, or None."""
+
+    name: str
+    run: Callable[[tuple[Array, ...], int, float, bool], tuple[Array, Array | None]]
+    refuses: Callable[[tuple[Array, ...]], str | None]
+
+
+BACKENDS = (  # in order of preference; eager, which accepts everything, last
+    Backend("cpu", _run_cpu, _cpu_refuses),
+    Backend("numpy", _run_numpy, _numpy_refuses),
+    Backend("eager", _run_eager, _eager_refuses),
+)
+
+
+def _check_kinds(named: dict[str, Any]) -> None:
+    for name, x in named.items():
+        if not isinstance(x, np.ndarray) and not _is_tensor(x):
+            raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}")
+    if len({_is_tensor(x) for x in named.values()}) > 1:
+        kinds = ", ".join(f"{name} {'torch' if _is_tensor(x) else 'numpy'}" for name, x in named.items())
+        raise ValueError(f"pass numpy arrays or torch tensors, not both, got {kinds}")
+    if len({str(x.device) for x in named.values() if _is_tensor(x)}) > 1:
+        raise ValueError(f"all tensors must be on one device, got {', '.join(str(x.device) for x in named.values())}")
+    for name, x in named.items():
+        if _dtype_name(x) not in DTYPES:
+            raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {_dtype_name(x)}")
+
+
+def _check_shapes(named: dict[str, Array]) -> None:
+    for name, x in named.items():
+        if x.ndim != LAYOUT[name].count(",") + 1:
+            raise ValueError(f"{name} must have shape {LAYOUT[name]}, got {list(x.shape)}")
+    cls, patches, text_global, text_local = (list(x.shape) for x in named.values())
+    if len({cls[-1], patches[-1], text_global[-1], text_local[-1]}) > 1 or cls[-1] == 0:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in named.items())
+        raise ValueError(f"all inputs must share one width E >= 1, their last dimension, got {shapes}")
+    if cls[0] != patches[0]:
+        raise ValueError(f"cls and patches must hold the same number of images B, got {cls[0]} and {patches[0]}")
+    if text_global[0] != text_local[0]:
+        raise ValueError(
+            f"text_global and text_local must hold the same number of classes C, got {text_global[0]} and "
+            f"{text_local[0]}"
+        )
+    if patches[1] == 0:
+        raise ValueError(f"patches must hold at least one patch (N >= 1), got shape {patches}")
+
+
+def _check_options(k: object, alpha: object, backend: object) -> None:
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be a number between 0 and 1, got {alpha!r}")
+    names = ("auto", *(b.name for b in BACKENDS))
+    if backend not in names:
+        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
+
+
+def choose(arrays: tuple[Array, ...], backend: str) -> Backend:
+    """The first backend that takes ``arrays`` (valid inputs of `dual_view_scores`); a named one is never replaced.
+
+    Raises:
+        ValueError: The named backend refuses; the message gives its reason.
+    """
+    reasons = []
+    for candidate in BACKENDS:
+        if backend in ("auto", candidate.name):
+            reason = candidate.refuses(arrays)
+            if reason is None:
+                return candidate
+            reasons.append(f"{candidate.name}: {reason}")
+    raise ValueError(f"backend {backend!r} cannot take these inputs ({'; '.join(reasons)})")
+
+
+def dual_view_scores(
+    cls: Array,
+    patches: Array,
+    text_global: Array,
+    text_local: Array,
+    k: int = 32,
+    alpha: float = 0.4,
+    backend: str = "auto",
+    return_patch_scores: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Score every image against every label (equations 4, 5, 8, 9; the formula is at the top of this module).
+
+    Every row is scaled to unit length first, y = x / max(||x||, 1e-12), so a zero row scores 0. The k largest cosines
+    are chosen exactly, per image and label; ties do not change the result. float32 in and inside, except the "numpy"
+    backend, which computes in float64; float16 and bfloat16 (torch only) are widened first. float32 rows must be
+    shorter than 1.8e19, where their squared length overflows. Inputs are not changed and need not be contiguous.
+
+    Args:
+        cls: [B, E], numpy or torch, float32, float16 or bfloat16; all four inputs of one kind, on one device.
+        patches: [B, N, E], N >= 1.
+        text_global: [C, E], text for the whole image.
+        text_local: [C, E], text for a patch.
+        k: Patches averaged, at least 1, clamped to N.
+        alpha: Weight of the global view, 0..1.
+        backend: "auto" (the first of `BACKENDS` that can), "cpu" (C++), "numpy", or "eager" (torch, with gradients).
+        return_patch_scores: Also return the patch cosines.
+
+    Returns:
+        scores [B, C] float32, of the inputs' kind; with ``return_patch_scores`` also the patch cosines [B, N, C]
+        float32. B = 0 or C = 0 gives an empty result.
+
+    Raises:
+        TypeError: An input is neither a numpy array nor a torch tensor.
+        ValueError: A shape, a dtype, k, alpha or the backend is not as above, or the named backend cannot run.
+    """
+    named = {"cls": cls, "patches": patches, "text_global": text_global, "text_local": text_local}
+    _check_kinds(named)
+    _check_shapes(named)
+    _check_options(k, alpha, backend)
+    arrays = tuple(named.values())
+    chosen = choose(arrays, backend)
+    scores, patch_scores = chosen.run(arrays, min(int(k), patches.shape[1]), float(alpha), return_patch_scores)
+    return (scores, patch_scores) if return_patch_scores else scores

@@ -1,0 +1,106 @@
+"""Test what is installed: keep the checkout itself off ``sys.path``."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# An editable install adds the checkout's parent as well, see scikit-build-core's mapped packages.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT.parent)]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real photos and label lists, which lies beside a checkout and is not part of it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: the real photos are not part of the repository")
+    return folder
+
+
+TINY_LABELS = ("red", "green", "blue", "bright square")
+TINY_TEACHER = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A project of seconds: 48 / 16 / 16 pictures of 40 px with 4 labels, and a random teacher of its own, tiny CLIP.
+
+    Holds train.csv, val.csv, test.csv, labels.txt, pictures, teacher.json and teacher.safetensors.
+    """
+    import json
+
+    import numpy as np
+    import open_clip
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    (folder / "labels.txt").write_text("\n".join(TINY_LABELS) + "\n")
+    for split, count in {"train": 48, "val": 16, "test": 16}.items():
+        (folder / split).mkdir()
+        rows = ["path,labels"]
+        for index in range(count):
+            chosen = [index % 4] if rng.random() < 0.6 else [index % 4, (index + 1) % 4]
+            pixels = rng.integers(0, 90, (40, 40, 3))
+            for label in chosen:
+                if label < 3:
+                    pixels[:, :, label] += 120
+                else:
+                    pixels[10:24, 12:26] += 140
+            name = f"{split}/{index:02}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+            rows.append(f"{name},{';'.join(TINY_LABELS[label] for label in chosen)}")
+        (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    torch.manual_seed(0)
+    state = {key: value.contiguous() for key, value in open_clip.CLIP(**TINY_TEACHER).state_dict().items()}
+    save_file(state, folder / "teacher.safetensors")
+    (folder / "teacher.json").write_text(json.dumps(TINY_TEACHER))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_values(tiny) -> dict[str, str]:
+    """Configuration keys of a run on the tiny project."""
+    return {
+        "data.path": str(tiny),
+        "teacher.spec": f"{tiny / 'teacher.json'}:{tiny / 'teacher.safetensors'}",
+        "train.batch_size": "16",
+        "train.stage1.epochs": "2",
+        "train.stage1.lr": "1e-3",
+        "train.stage2.epochs": "2",
+        "eval.bootstrap": "20",
+        "train.threads": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_values, tmp_path_factory) -> Path:
+    """Working folder in which a run called ``tiny`` was trained."""
+    from hpdval_edge.config import load_config
+    from hpdval_edge.training.train import TrainOptions, train
+
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(load_config(values=tiny_values), TrainOptions(name="tiny"), {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run) -> Path:
+    """The fp16 bundle of ``tiny_run``, with TorchScript."""
+    from hpdval_edge.export.export import export
+    from hpdval_edge.training.run_folder import find_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny_run)
+        export(find_run("tiny"), precision="fp16", targets=("onnx", "torchscript"), out=None)
+    return tiny_run / "runs" / "tiny" / "model.hpedge"
