@@ -1,0 +1,76 @@
+"""Writes that are there whole or not at all: a sibling is written first and renamed last."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpdval_edge.errors import MissingDependency
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise MissingDependency(
+                f"no space left to write {target}; free some disk space and run the same command again, "
+                "what was finished before is kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise MissingDependency(
+                f"{target} may not be written here ({error.strerror}); choose another folder."
+            ) from error
+        raise
+
+
+def write_file(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary sibling, then rename it to ``target``; on any error ``target`` stays as it was."""
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            write(partial)
+            partial.chmod(0o644)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """``write_file`` for UTF-8 text."""
+    write_file(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that takes ``target``'s place when the block ends well.
+
+    An older ``target`` is moved aside first and removed last, so a killed process leaves the old or the new one, and at
+    worst a hidden ``.partial`` sibling, which the next call removes.
+    """
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(f".{target.name}.*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+        partial.chmod(0o755)
+        try:
+            yield partial
+            if target.exists():
+                old = partial.with_suffix(".old.partial")
+                target.rename(old)
+                partial.rename(target)
+                shutil.rmtree(old)
+            else:
+                partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,56 @@
+"""Whole or not at all, also when the disk is full or the writer dies."""
+
+import errno
+
+import pytest
+
+from hpdval_edge.atomic import new_folder, write_file, write_text
+from hpdval_edge.errors import MissingDependency
+
+
+def full(path):
+    path.write_text("half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(MissingDependency, match="no space left to write .*a.txt"):
+        write_file(target, full)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folder_replaces_the_old_one_as_a_whole(tmp_path):
+    target = tmp_path / "b"
+    for text in ("one", "two"):
+        with new_folder(target) as folder:
+            (folder / text).write_text(text)
+    assert [path.name for path in target.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_whose_writer_fails_leaves_the_old_one(tmp_path):
+    target = tmp_path / "b"
+    with new_folder(target) as folder:
+        (folder / "one").write_text("one")
+    with pytest.raises(MissingDependency), new_folder(target) as folder:
+        full(folder / "half")
+    assert [path.name for path in target.iterdir()] == ["one"]
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    stale = tmp_path / ".b.xyz.partial"
+    stale.mkdir()
+    with new_folder(tmp_path / "b"):
+        pass
+    assert not stale.exists()
+
+
+def test_forbidden_folder_is_named(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(MissingDependency, match="may not be written here"):
+        write_file(tmp_path / "c", denied)
