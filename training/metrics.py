@@ -1,0 +1,211 @@
+"""The numbers of an evaluation: mAP, its long-tail groups and spread, F1, calibration, bootstrap (NumPy only).
+
+One code path for runs and bundles. All but ECE are in percent (variances in percent squared).
+"""
+
+import math
+from numbers import Integral
+
+import numpy as np
+
+from hpdval_edge.training.average_precision import average_precision, check_scores
+
+HEAD_FROM = 100
+MEDIUM_FROM = 20
+GROUPS = ("head", "medium", "tail")
+ECE_BINS = 15
+# Resamples drawn at a time: the memory of a bootstrap does not grow with the number of resamples.
+RESAMPLES = 100
+INTERVAL = (2.5, 97.5)
+
+
+def multilabel_report(
+    scores, targets, class_counts, *, thresholds=None, probabilities=None, bootstrap=0, seed=0, labels=None
+) -> dict:
+    """Evaluate multi-label scores; every value of the result is a plain Python one, ready for JSON.
+
+    AP is eq. 18 with scikit-learn's treatment of ties (see `average_precision`). Classes without a positive among
+    `targets` are left out of every mean and counted; images without labels stay in.
+
+    Args:
+        scores: [n,C] float32 or float64, raw (no softmax over the classes: it changes the ranking of images).
+        targets: [n,C] 0/1 of any type.
+        class_counts: [C] whole numbers, positives in the TRAINING list. Head n_i >= 100, medium 20..99, tail < 20:
+            the paper says "more than 100", but its own group sizes count a class of exactly 100 as head.
+        thresholds: None, a number or [C]; a label is predicted where score >= threshold.
+        probabilities: None or [n,C] in 0..1, for ECE.
+        bootstrap: number of resamples of the images, 0 for none.
+        seed: of the bootstrap.
+        labels: None or C names, copied into the report.
+
+    Returns:
+        mAP, head, medium, tail: mean AP; None for a group without a scored class.
+        var, std: population variance (ddof 0) of per-class AP in percent squared, and its root.
+        var_groups: population variance of the three group means, weighted by their scored classes (the paper's "var."
+            column holds var in some rows and var_groups in others).
+        per_class: C numbers, None for a class without positives. n_absent: how many those are.
+        n_images: n. groups: number of classes in each group, with or without positives. labels: when given.
+        OF1, CF1 (with thresholds): F1 of all image-label pairs together, and 2 P R / (P + R) of the precision and the
+            recall averaged over the classes with positives, where a class never predicted has precision 0.
+        ECE (with probabilities): 0..1, expected calibration error over all image-label pairs in 15 bins of equal width,
+            [0, 1/15), ..., [14/15, 1]: sum of share * |mean probability - share of positives|.
+        interval (with bootstrap): [low, high], 95 % percentile interval over images, of mAP, head, medium and tail. A
+            resample without positives of a class leaves that class out. None where the value is None. Images drawn
+            twice raise the AP of rare classes a little, so an interval can lie high.
+
+    Raises:
+        ValueError: an argument has a wrong shape, type or value, NaN scores included.
+    """
+    scores, positive = check_scores(scores, targets)
+    groups = class_groups(class_counts)
+    _check_shape("class_counts", groups, (scores.shape[1],))
+    if isinstance(bootstrap, bool) or not isinstance(bootstrap, Integral) or bootstrap < 0:
+        raise ValueError(f"bootstrap must be a whole number of resamples, 0 or more, got {bootstrap!r}")
+    ap = 100 * average_precision(scores, positive)
+    report = _average_report(ap, groups)
+    report["n_images"] = len(scores)
+    if labels is not None:
+        _check_shape("labels", labels, (scores.shape[1],))
+        report["labels"] = [str(label) for label in labels]
+    if thresholds is not None:
+        report["OF1"], report["CF1"] = _f1(scores, positive, thresholds)
+    if probabilities is not None:
+        report["ECE"] = _calibration_error(probabilities, positive)
+    if bootstrap:
+        report["interval"] = _intervals(scores, positive, groups, int(bootstrap), seed)
+    return report
+
+
+def class_groups(class_counts) -> np.ndarray:
+    """Return the group of every class, [C] of "head" (n_i >= 100), "medium" (20..99) or "tail" (< 20).
+
+    Args:
+        class_counts: [C] whole numbers, positives in the training list.
+
+    Raises:
+        ValueError: the shape is not [C], or a count is not a whole number of 0 or more.
+    """
+    counts = np.asarray(class_counts)
+    if counts.ndim != 1:
+        raise ValueError(f"class_counts must have shape [C], got {list(counts.shape)}")
+    # Written so that NaN is wrong too; infinities have no whole part.
+    wrong = ~((counts >= 0) & (counts < np.inf) & (np.floor(counts) == counts))
+    if wrong.any():
+        raise ValueError(f"class_counts must be whole numbers of 0 or more, got {counts[wrong][0]}")
+    return np.where(counts >= HEAD_FROM, "head", np.where(counts >= MEDIUM_FROM, "medium", "tail"))
+
+
+def format_report(report: dict, name: str) -> str:
+    """Lay out a report of `multilabel_report` as a small table for the terminal, without a final line break.
+
+    Args:
+        report: as returned by `multilabel_report`.
+        name: of what was evaluated, for the first line.
+    """
+    absent = f", {report['n_absent']} without positives left out" if report["n_absent"] else ""
+    lines = [f"{name}: {report['n_images']} images, {len(report['per_class'])} classes{absent}"]
+    for key in ("mAP", *GROUPS):
+        classes = "" if key == "mAP" else f"  ({report['groups'][key]} classes)"
+        interval = report.get("interval", {}).get(key)
+        between = f"  [{interval[0]:6.2f}, {interval[1]:6.2f}]" if interval else ""
+        lines.append(f"  {key:<7}{_cell(report[key])}{between}{classes}")
+    for key, digits in (("std", 2), ("OF1", 2), ("CF1", 2), ("ECE", 4)):
+        if key in report:
+            lines.append(f"  {key:<7}{_cell(report[key], digits)}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, digits: int = 2) -> str:
+    return f"{'-':>7}" if value is None else f"{value:7.{digits}f}"
+
+
+def _check_shape(name: str, values, shape: tuple[int, ...]) -> None:
+    if np.shape(values) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)} as the scores do, got {list(np.shape(values))}")
+
+
+def _average_report(ap: np.ndarray, groups: np.ndarray) -> dict:
+    """Return the means and the spread of per-class AP, ap [C] in percent with NaN for absent classes."""
+    scored = ap[~np.isnan(ap)]
+    means = _group_means(ap[None], groups)
+    report = {key: _number(values[0]) for key, values in means.items()}
+    report["var"] = _number(scored.var()) if len(scored) else None
+    report["std"] = _number(scored.std()) if len(scored) else None
+    report["var_groups"] = None
+    if len(scored):
+        sizes = {group: np.count_nonzero(~np.isnan(ap[groups == group])) for group in GROUPS}
+        squares = [size * (means[group][0] - scored.mean()) ** 2 for group, size in sizes.items() if size]
+        report["var_groups"] = _number(sum(squares) / len(scored))
+    report["per_class"] = [_number(value) for value in ap]
+    report["n_absent"] = len(ap) - len(scored)
+    report["groups"] = {group: int(np.count_nonzero(groups == group)) for group in GROUPS}
+    return report
+
+
+def _group_means(ap: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean of ap [R,C] over all classes and over each group, [R] each, skipping NaN; NaN where none."""
+    means = {}
+    for key in ("mAP", *GROUPS):
+        chosen = ap if key == "mAP" else ap[:, groups == key]
+        count = np.count_nonzero(~np.isnan(chosen), axis=1)
+        total = np.nansum(chosen, axis=1)
+        means[key] = np.divide(total, count, out=np.full(len(ap), np.nan), where=count > 0)
+    return means
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _f1(scores: np.ndarray, positive: np.ndarray, thresholds) -> tuple[float, float]:
+    """Return OF1 and CF1 in percent; a quotient of zeros counts as 0."""
+    thresholds = np.asarray(thresholds, dtype=np.float64)
+    if thresholds.ndim:
+        _check_shape("thresholds", thresholds, (scores.shape[1],))
+    if np.isnan(thresholds).any():
+        raise ValueError("thresholds must be numbers, got nan")
+    predicted = scores >= thresholds
+    hits = (predicted & positive).sum(axis=0)
+    chosen, true = predicted.sum(axis=0), positive.sum(axis=0)
+    overall = 200 * hits.sum() / max(1, chosen.sum() + true.sum())
+    present = true > 0
+    if not present.any():
+        return float(overall), 0.0
+    precision = (hits[present] / np.maximum(1, chosen[present])).mean()
+    recall = (hits[present] / true[present]).mean()
+    by_class = 200 * precision * recall / (precision + recall) if hits.any() else 0.0
+    return float(overall), float(by_class)
+
+
+def _calibration_error(probabilities, positive: np.ndarray) -> float:
+    """Return ECE in 0..1 of probabilities [n,C] against positive [n,C] bool."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    _check_shape("probabilities", probabilities, positive.shape)
+    # Written so that NaN is wrong too.
+    wrong = ~((probabilities >= 0) & (probabilities <= 1))
+    if wrong.any():
+        raise ValueError(f"probabilities must lie in 0..1, got {probabilities[wrong][0]}")
+    flat = probabilities.ravel()
+    bins = np.minimum((flat * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+    # share * |mean p - mean y| of a bin is |sum p - sum y| / pairs.
+    gaps = np.bincount(bins, weights=flat - positive.ravel(), minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / flat.size)
+
+
+def _intervals(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict:
+    """Return {mAP, head, medium, tail: [low, high] or None} of resamples of the images with replacement."""
+    images = len(scores)
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[np.ndarray]] = {}
+    for first in range(0, resamples, RESAMPLES):
+        rows = min(RESAMPLES, resamples - first)
+        counts = generator.multinomial(images, np.full(images, 1 / images), size=rows)
+        ap = 100 * average_precision(scores, positive, counts)
+        for key, values in _group_means(ap, groups).items():
+            drawn.setdefault(key, []).append(values)
+    intervals = {}
+    for key, chunks in drawn.items():
+        values = np.concatenate(chunks)
+        values = values[~np.isnan(values)]
+        intervals[key] = [float(edge) for edge in np.percentile(values, INTERVAL)] if len(values) else None
+    return intervals
