@@ -168,7 +168,7 @@ def test_finite_at_saturation(name, focal, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_changes_nothing(name):
-    """Planted mistake: sums left to bfloat16 inside autocast."""
+    """Planted mistake: the sum over an image's positives as a matrix product, which autocast takes to bfloat16."""
     logits, targets = batch(dtype=torch.float32)
     loss = make_loss(name, class_stats(COUNTS, IMAGES), rebalance="instance")
     expected = loss(logits, targets)

@@ -210,19 +210,28 @@ def test_calibration_error_in_loops():
         expected += len(pairs) / 160 * abs(confidence - accuracy)
     report = multilabel_report(scores, targets, [9] * 4, probabilities=probabilities)
     assert report["ECE"] == pytest.approx(expected, rel=1e-12) and 0 < report["ECE"] < 1
+    # Gaps of 1 and -0.05 meet in the last bin; in two bins they would add up.
+    last = multilabel_report(np.ones((2, 1)), [[0], [1]], [9], probabilities=[[1.0], [0.95]])
+    assert last["ECE"] == pytest.approx(0.95 / 2)
 
 
-def test_bootstrap_intervals():
-    """Planted mistakes: labels resampled instead of images, a 90 % interval, each class with its own resample."""
+def test_bootstrap_intervals(monkeypatch):
+    """Planted mistakes: a 90 % interval, each class with its own resample, resamples of another size than n."""
     scores, targets = example(images=120, classes=4)
-    counts = [150, 100, 30, 3]
-    report = multilabel_report(scores, targets, counts, bootstrap=250, seed=1)
-    assert report == multilabel_report(scores, targets, counts, bootstrap=250, seed=1)
-    assert report["interval"] != multilabel_report(scores, targets, counts, bootstrap=250, seed=2)["interval"]
-    generator = np.random.default_rng(0)
+    drawn = []
+
+    def recorded(scores, targets, weights=None):
+        drawn.extend([] if weights is None else weights)
+        return average_precision(scores, targets, weights)
+
+    monkeypatch.setattr("hpdval_edge.training.metrics.average_precision", recorded)
+    report = multilabel_report(scores, targets, [150, 100, 30, 3], bootstrap=130, seed=1)
+    assert len(drawn) == 130 and {int(counts.sum()) for counts in drawn} == {120}
+    # Each image is missing from about 1/e of the resamples.
+    assert np.mean(np.array(drawn) == 0) == pytest.approx(1 / math.e, abs=0.02)
     means = {"mAP": [], "head": [], "medium": [], "tail": []}
-    for _ in range(250):
-        rows = generator.integers(0, 120, 120)
+    for counts in drawn:
+        rows = np.repeat(np.arange(120), counts)
         # Class 0 is rare enough to be missing from a resample.
         ap = [
             100 * average_precision_score(targets[rows, c], scores[rows, c]) if targets[rows, c].any() else math.nan
@@ -231,10 +240,15 @@ def test_bootstrap_intervals():
         for key, values in {"mAP": ap, "head": ap[:2], "medium": ap[2:3], "tail": ap[3:]}.items():
             means[key].append(np.nanmean(values))
     for key, values in means.items():
-        low, high = np.percentile(values, [2.5, 97.5])
-        slack = 0.2 * (high - low)
-        assert report["interval"][key] == [pytest.approx(low, abs=slack), pytest.approx(high, abs=slack)]
-    perfect = multilabel_report(targets.astype(np.float32), targets, counts, bootstrap=20)
+        assert report["interval"][key] == pytest.approx(list(np.percentile(values, [2.5, 97.5])), rel=1e-10)
+
+
+def test_bootstrap_depends_on_the_seed_alone():
+    """Planted mistake: a generator without the seed."""
+    scores, targets = example(images=120, classes=4)
+    first, again, other = (multilabel_report(scores, targets, [9] * 4, bootstrap=30, seed=s) for s in (1, 1, 2))
+    assert first == again and first["interval"] != other["interval"]
+    perfect = multilabel_report(targets.astype(np.float32), targets, [9] * 4, bootstrap=20)
     assert perfect["interval"]["mAP"] == [100.0, 100.0]
 
 
@@ -242,6 +256,7 @@ def test_report_is_json_and_prints():
     """Planted mistake: NumPy numbers, which json refuses."""
     scores, targets = example(classes=3, dtype=np.float32)
     targets[:, 2] = False
+    assert {type(value) for value in multilabel_report(scores, targets, [9, 9, 9])["per_class"]} == {float, type(None)}
     report = multilabel_report(
         scores,
         targets.astype(np.uint8),

@@ -191,7 +191,7 @@ def test_layouts(tmp_path, files, sizes, labels):
         ({"pictures/1.jpg": ""}, "no data set was recognised"),
         (
             {"a_train.txt": "", "b_train.txt": ""},
-            "several files fit train (a_train.txt, b_train.txt); name the right one",
+            "several files fit train (a_train.txt, b_train.txt); give the right one",
         ),
         (
             {"train.txt": LIST, "a_test.txt": "", "b_test.txt": ""},
@@ -224,7 +224,7 @@ def test_parts_by_name(tmp_path, monkeypatch):
     splits = load_splits(tmp_path, train="b_train.txt", val="in/v.txt", seed=3)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 1, 1)
     assert load_splits(tmp_path / "a_train.txt", test="a_test.txt").test.paths[0] == "0.jpg"
-    assert load_splits(tmp_path / "a_train.txt").test is None
+    assert load_splits(tmp_path / "a_train.txt", images="", labels="", val="", test="").test is None
     assert (
         load_splits(tmp_path / "a_train.txt", labels=["x", "y"], images=tmp_path / "in").train.root == tmp_path / "in"
     )
@@ -237,7 +237,7 @@ def test_parts_by_name(tmp_path, monkeypatch):
         ({"data": tmp_path / "a_train.txt", "train": "b_train.txt"}, "train is 'b_train.txt' although .* is a file"),
         ({"data": tmp_path / "a_train.txt", "val": tmp_path / "in/train.csv"}, "one format, got train list, val csv"),
         ({"data": tmp_path / "a_train.txt", "format": "voc"}, "is a file, but the format 'voc' is read from a folder"),
-        ({"data": tmp_path, "format": "csv"}, "no training file of the format 'csv' was found; name it with train"),
+        ({"data": tmp_path, "format": "csv"}, "no training file of the format 'csv' was found; give it itself as data"),
         ({"data": make(tmp_path, {"x.yaml": ""}) / "x.yaml"}, r"read the suffix '.yaml', expected .txt"),
     ]:
         with pytest.raises(UsageError, match=message):

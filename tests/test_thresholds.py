@@ -52,6 +52,14 @@ def test_thresholds_lie_midway():
     assert fit_thresholds(np.full((6, 1), 0.3), np.ones((6, 1)))[0].tolist() == [np.float32(0.3)]
 
 
+def test_the_highest_of_equal_thresholds_wins():
+    """F1 is 2/3 with 4, 7 and 10 images predicted. Planted mistake: the last maximum taken."""
+    scores = np.arange(10.0, 0.0, -1)[:, None]
+    targets = np.array([0, 1, 1, 1, 0, 0, 1, 0, 0, 1])[:, None]
+    assert {f1(scores[:, 0], targets[:, 0], t) for t in (7, 4, 1)} == {Fraction(2, 3)}
+    assert fit_thresholds(scores, targets)[0].tolist() == [6.5]
+
+
 def test_rare_classes_take_the_global_threshold():
     """Planted mistakes: 5 positives counted as too few, a mean of the thresholds as the global one."""
     scores, targets = example(0, images=80)

@@ -145,9 +145,8 @@ class MultiLabelLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         _check_choice("reduction", reduction, REDUCTIONS)
         positive = self._checked(logits, targets)
-        # Autocast would take some of the arithmetic back to half precision.
-        with torch.autocast(logits.device.type, enabled=False):
-            losses = self.elements(logits.to(torch.promote_types(logits.dtype, torch.float32)), positive)
+        # Elementwise arithmetic and sums only, which autocast leaves in float32; a matrix product it would not.
+        losses = self.elements(logits.to(torch.promote_types(logits.dtype, torch.float32)), positive)
         return losses.mean() if reduction == "mean" else losses
 
     def _checked(self, logits: Tensor, targets: Tensor) -> Tensor:

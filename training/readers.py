@@ -53,9 +53,11 @@ def load_splits(
     data = Path(data)
     if not data.exists():
         raise UsageError(f"{data}: there is no such file or folder")
-    given = {"train": train, "val": val, "test": test}
+    # Configuration files say "not given" with an empty text.
+    given = {part: name or None for part, name in (("train", train), ("val", val), ("test", test))}
     layout = (folder_layout if data.is_dir() else file_layout)(data, format, given)
-    return _read_layout(layout, images, layout.labels if labels is None else labels, (val_fraction, seed))
+    names = layout.labels if labels is None or labels == "" else labels
+    return _read_layout(layout, images or None, names, (val_fraction, seed))
 
 
 def _read_layout(

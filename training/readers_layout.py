@@ -69,7 +69,7 @@ def folder_layout(data: Path, format: str, given: Given) -> Layout:
     find = {"list": _list_candidates, "csv": _csv_candidates, "coco": _coco_candidates}[format]
     parts["train"] = parts["train"] or _only(data, "train", find(data, "train"))
     if parts["train"] is None:
-        raise UsageError(f"{data}: no training file of the format {format!r} was found; name it with train")
+        raise UsageError(f"{data}: no training file of the format {format!r} was found; give it itself as data")
     for part in ("val", "test"):
         twin = _twin(parts["train"], part if format != "coco" else "val")
         candidates = find(data, part)
@@ -123,7 +123,8 @@ def _given_file(folder: Path, part: str, name: str | Path | None) -> Path | None
 def _only(data: Path, part: str, candidates: Sequence[Path]) -> Path | None:
     if len(candidates) > 1:
         names = ", ".join(str(candidate.relative_to(data)) for candidate in candidates)
-        raise UsageError(f"{data}: several files fit {part} ({names}); name the right one with {part}")
+        remedy = "give the right one itself as data" if part == "train" else f"name the right one as {part}"
+        raise UsageError(f"{data}: several files fit {part} ({names}); {remedy}")
     return candidates[0] if candidates else None
 
 

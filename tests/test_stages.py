@@ -1,0 +1,157 @@
+"""Schedule, sampler, averaging, distances, and what each stage may change (METHOD sections 7, 9, 15 row 12)."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpdval_edge.config import load_config
+from hpdval_edge.errors import CheckFailed
+from hpdval_edge.training.sampling import epoch_order
+from hpdval_edge.training.schedule import learning_rate_factor
+from hpdval_edge.training.session import prepare
+from hpdval_edge.training.stages import Ema, StageTrainer, distance, plan_stages
+
+
+@pytest.mark.parametrize("total", [37, 400])
+def test_onecycle_equals_pytorch(total):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=total, pct_start=0.1, cycle_momentum=False
+    )
+    for step in range(total):
+        assert learning_rate_factor(step, total, "onecycle") == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        if step < total - 1:
+            schedule.step()
+    assert learning_rate_factor(5, total, "constant") == 1.0
+
+
+def test_shuffle_visits_each_picture_once_and_differs_by_epoch():
+    targets = np.eye(20, dtype=np.uint8)
+    first = epoch_order(targets, sampler="shuffle", seed=1, epoch=0)
+    assert sorted(first) == list(range(20))
+    assert np.array_equal(first, epoch_order(targets, sampler="shuffle", seed=1, epoch=0))
+    assert not np.array_equal(first, epoch_order(targets, sampler="shuffle", seed=1, epoch=1))
+
+
+def test_class_aware_draws_as_often_as_db_loss(shared_data):
+    """3,875 draws for VOC-LT; a rare class is seen as often as a frequent one."""
+    rows = [line.split() for line in (shared_data / "splits" / "voc_lt_train.txt").read_text().splitlines()]
+    targets = np.zeros((len(rows), 20), np.uint8)
+    for index, row in enumerate(rows):
+        targets[index, [int(label) for label in row[1:]]] = 1
+    order = epoch_order(targets, sampler="class_aware", seed=0, epoch=0)
+    assert len(order) == 3875
+    seen = targets[order].sum(axis=0)
+    assert seen.min() >= 3 * (3875 // 60)
+
+
+def test_ema_warms_up_and_swaps():
+    model = torch.nn.Linear(2, 1)
+    ema = Ema(model, 0.998)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(model, 0)
+    torch.testing.assert_close(ema.shadow["weight"], start + 0.9)
+    with ema.applied(model):
+        torch.testing.assert_close(model.weight.detach(), start + 0.9)
+    torch.testing.assert_close(model.weight.detach(), start + 1)
+
+
+def test_distance_is_a_mean_or_a_sum_over_the_row():
+    student, teacher = torch.zeros(2, 4), torch.full((2, 4), 3.0, requires_grad=True)
+    assert distance(student, teacher, "mean") == 3
+    assert distance(student, teacher, "sum") == 12
+    assert not distance(student.requires_grad_(), teacher, "mean").isnan()
+    distance(student, teacher, "mean").backward()
+    assert teacher.grad is None
+
+
+@pytest.fixture
+def session(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return prepare(load_config(values={**tiny_values, "train.ema": "0"}))
+
+
+def trainer_of(session, number, **options):
+    stage = next(stage for stage in plan_stages(session.config) if stage.number == number)
+    if stage.trains_prompts:
+        session.model.attach_prompts(session.prompt_learner(), session.teacher.text, learns=(True, True))
+    return StageTrainer(
+        stage, session.model, session.training_data(), session.loss(), config=session.config, device=session.device
+    )
+
+
+def one_step(trainer):
+    stops = iter([False, True])
+    trainer.train_epoch(stop=lambda: next(stops), on_progress=lambda done, total: None)
+
+
+def snapshot(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_stage_1_trains_the_student_and_leaves_the_teacher(session):
+    """METHOD 15 row 8. Planted mistake: student and teacher share tensors."""
+    teacher, student = snapshot(session.teacher.clip), snapshot(session.model.student)
+    trainer = trainer_of(session, 1)
+    one_step(trainer)
+    assert not changed(teacher, snapshot(session.teacher.clip))
+    assert len(changed(student, snapshot(session.model.student))) > 20
+    assert trainer.cursor.sums["kd"] > 0
+
+
+def test_stage_2_trains_the_contexts_only(session):
+    """METHOD 15 row 12. Planted mistakes: a student left trainable, no_grad around the text tower."""
+    student = snapshot(session.model.student)
+    trainer = trainer_of(session, 2)
+    assert sum(value.numel() for group in trainer.optimizer.param_groups for value in group["params"]) == 2 * 4 * 16
+    before = snapshot(session.model.prompts)
+    one_step(trainer)
+    assert changed(before, snapshot(session.model.prompts)) == {"global_context", "local_context"}
+    assert not changed(student, snapshot(session.model.student))
+    assert not session.model.student.training
+    for context in session.model.prompts.parameters():
+        assert torch.isfinite(context.grad).all()
+        assert context.grad.abs().max() > 0
+
+
+def test_stage_2_from_words_starts_at_the_fixed_prompts(session):
+    """METHOD 15 row 12: with init=words the scores at step 0 are those of stage 1."""
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        fixed = session.model.eval()(images).scores
+        trainer_of(session, 2)
+        torch.testing.assert_close(session.model.eval()(images).scores, fixed, atol=1e-5, rtol=1e-5)
+
+
+def test_joint_mode_trains_both_with_half_the_extra_terms(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = prepare(load_config(values={**tiny_values, "train.mode": "joint"}))
+    (stage,) = plan_stages(session.config)
+    assert (stage.kd_weight, stage.sc_weight) == (0.5, 0.5)
+    student = snapshot(session.model.student)
+    trainer = trainer_of(session, 1)
+    contexts = snapshot(session.model.prompts)
+    one_step(trainer)
+    assert changed(student, snapshot(session.model.student))
+    assert changed(contexts, snapshot(session.model.prompts))
+
+
+def test_a_diverging_loss_is_named(session):
+    trainer = trainer_of(session, 1)
+    with torch.no_grad():
+        session.model.student.encoder.pos_embed.fill_(float("nan"))
+    with pytest.raises(CheckFailed, match=r"the loss became nan in stage1, epoch 1; lower train\.stage1\.lr"):
+        one_step(trainer)
+
+
+def test_averages_follow_batch_norm_statistics():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).requires_grad_(True)
+    ema = Ema(model, 0.5)
+    assert {"1.running_mean", "1.running_var"} <= ema.shadow.keys()

@@ -1,0 +1,190 @@
+"""Whole runs on the tiny project: what they leave, exact resuming, interruptions, mistakes."""
+
+import csv
+import json
+import os
+import signal
+
+import pytest
+from safetensors.numpy import load_file
+
+from hpdval_edge.config import load_config
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.training.run_folder import find_run
+from hpdval_edge.training.train import Interrupted, StopRequest, TrainOptions, train
+
+
+def weights_of(run, which="last"):
+    return load_file(run.weights(which))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_run_leaves_what_the_contract_lists(tiny_run):
+    folder = tiny_run / "runs" / "tiny"
+    expected = ("config.toml", "env.json", "metrics.jsonl", "metrics.json", "per_class.csv", "thresholds.json")
+    for name in (*expected, "MODEL_CARD.md", "weights/last.safetensors", "weights/best.safetensors", "golden.npz"):
+        assert (folder / name).is_file(), name
+    assert (tiny_run / "runs" / "last").read_text().strip() == "tiny"
+    reports = json.loads((folder / "metrics.json").read_text())
+    assert list(reports) == ["teacher zero-shot", "stage1", "stage2"]
+    for report in reports.values():
+        assert report["split"] == "test"
+        assert 0 <= report["mAP"] <= 100
+        assert report["interval"]["mAP"][0] <= report["interval"]["mAP"][1]
+    assert {"OF1", "CF1", "ECE"} <= reports["stage2"].keys()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in lines] == [
+        (s, e) for s in ("stage1", "stage2") for e in range(3)
+    ]
+    rows = list(csv.DictReader((folder / "per_class.csv").open()))
+    assert [row["label"] for row in rows] == ["red", "green", "blue", "bright square"]
+
+
+def test_it_learns(tiny_run):
+    """Colours are easy: a run that does not beat its random teacher has learnt nothing."""
+    reports = json.loads((tiny_run / "runs" / "tiny" / "metrics.json").read_text())
+    assert reports["stage1"]["mAP"] > reports["teacher zero-shot"]["mAP"]
+
+
+@pytest.mark.parametrize("sched", ["onecycle", "constant"])
+@pytest.mark.parametrize("ema", ["0.998", "0"])
+def test_resumed_is_uninterrupted_bit_for_bit(tiny_values, tmp_path, monkeypatch, sched, ema):
+    """Planted mistakes: the optimizer's moments not restored; the average not restored."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "train.sched": sched, "train.ema": ema, "train.stage1.epochs": "3"}
+    whole = train(load_config(values=values), TrainOptions(name="whole"), {})
+    with pytest.raises(Interrupted, match="after epoch 2, step 0 of stage1"):
+        train(load_config(values=values), TrainOptions(name="parts", stop_after=2), {})
+    with pytest.raises(Interrupted, match="stage2"):
+        train(None, TrainOptions(name="parts", resume=True, stop_after=2), {})
+    parts = train(None, TrainOptions(name="parts", resume=True), {})
+    assert same(weights_of(whole), weights_of(parts))
+    assert same(weights_of(whole, "best"), weights_of(parts, "best"))
+    assert whole.read_json("metrics.json") == parts.read_json("metrics.json")
+    assert (whole.path / "metrics.jsonl").read_text() == (parts.path / "metrics.jsonl").read_text()
+
+
+def test_two_epochs_and_two_more_are_four(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "train.sched": "constant"}
+    whole = train(load_config(values={**values, "train.stage1.epochs": "4"}), TrainOptions(name="four", stage="1"), {})
+    train(load_config(values=values), TrainOptions(name="two", stage="1"), {})
+    more = train(None, TrainOptions(name="two", stage="1", resume=True), {"train.stage1.epochs": "4"})
+    assert same(weights_of(whole), weights_of(more))
+
+
+def test_ctrl_c_in_an_epoch_saves_and_resumes_exactly(tiny_values, tmp_path, monkeypatch):
+    """A real SIGINT in the middle of an epoch."""
+    monkeypatch.chdir(tmp_path)
+    from hpdval_edge.training import stages
+
+    original, steps = stages.StageTrainer._train_step, []
+
+    def step(self, *arguments):
+        original(self, *arguments)
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = train(load_config(values=tiny_values), TrainOptions(name="whole"), {})
+    monkeypatch.setattr(stages.StageTrainer, "_train_step", step)
+    with pytest.raises(Interrupted, match="after epoch 1, step 2 of stage1"):
+        train(load_config(values=tiny_values), TrainOptions(name="parts"), {})
+    monkeypatch.setattr(stages.StageTrainer, "_train_step", original)
+    parts = train(None, TrainOptions(resume=True), {})
+    assert same(weights_of(whole), weights_of(parts))
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), StopRequest().listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stage_2_alone_depends_on_stage_1(tiny_values, tmp_path, monkeypatch):
+    """METHOD 15 row 12. Planted mistake: stage 2 starts from the teacher's weights again."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    monkeypatch.chdir(tmp_path)
+    train(load_config(values=tiny_values), TrainOptions(name="a", stage="1"), {})
+    run = find_run("a")
+    first = train(None, TrainOptions(name="a", stage="2"), {}).read_json("metrics.json")["stage2"]
+    tensors = load_file(run.weights("stage1"))
+    with safe_open(run.weights("stage1"), framework="np") as file:
+        metadata = file.metadata()
+    tensors["student.encoder.pos_embed"] = tensors["student.encoder.pos_embed"] + 1
+    save_file(tensors, run.weights("stage1"), metadata=metadata)
+    second = train(None, TrainOptions(name="a", stage="2"), {}).read_json("metrics.json")["stage2"]
+    assert first["per_class"] != second["per_class"]
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_other_presets_train(tiny_values, tmp_path, monkeypatch, preset):
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "student.name": "auto", "student.init": "clip"}
+    run = train(load_config(preset=preset, values=values), TrainOptions(), {})
+    assert run.name.endswith(preset)
+    assert run.read_json("metrics.json")["stage2"]["n_images"] == 16
+
+
+def test_a_cnn_student_trains_with_the_hidden_teacher_refused(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {
+        **tiny_values,
+        "student.name": "tf_efficientnet_lite0",
+        "student.init": "random",
+        "student.image_size": "64",
+    }
+    values |= {"train.stage1.epochs": "1", "train.stage2.epochs": "1"}
+    run = train(load_config(values=values), TrainOptions(), {})
+    assert run.config().fuse.topk == 2
+    assert run.config().train.stage1.lr == pytest.approx(3e-4)
+    with pytest.raises(UsageError, match=r"kd\.space=hidden compares the teacher's 32 hidden numbers"):
+        train(load_config(values={**values, "kd.space": "hidden"}), TrainOptions(), {})
+
+
+def test_names_and_runs_that_do_not_fit(tiny_run, tiny_values, monkeypatch):
+    monkeypatch.chdir(tiny_run)
+    config = load_config(values=tiny_values)
+    with pytest.raises(UsageError, match="run runs/tiny exists; continue it with --resume"):
+        train(config, TrainOptions(name="tiny"), {})
+    with pytest.raises(UsageError, match="may hold only letters"):
+        train(config, TrainOptions(name="../up"), {})
+    with pytest.raises(UsageError, match="'other' is no run; runs here: tiny"):
+        train(None, TrainOptions(name="other", resume=True), {})
+    with pytest.raises(UsageError, match=r"loss\.name cannot change in a run that goes on"):
+        train(None, TrainOptions(resume=True), {"loss.name": "db"})
+
+
+def test_no_run_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="run `hpedge train` first"):
+        find_run(None)
+
+
+def test_a_damaged_state_is_named(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        train(load_config(values=tiny_values), TrainOptions(stop_after=1), {})
+    (find_run(None).path / "state" / "state.safetensors").write_bytes(b"broken")
+    with pytest.raises(BadData, match="state is damaged"):
+        train(None, TrainOptions(resume=True), {})
+
+
+def test_every_bad_picture_is_named_before_training(tiny, tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: stop at the first bad picture."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.csv").write_text(f"path,labels\n{tiny}/test/00.png,red\nempty.png,blue\ntext.png,green\n")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    values = {**tiny_values, "data.path": str(tiny / "train.csv"), "data.val": str(tmp_path / "bad.csv")}
+    with pytest.raises(BadData) as caught:
+        train(load_config(values=values), TrainOptions(), {})
+    assert "empty.png" in str(caught.value)
+    assert "text.png" in str(caught.value)
+    assert not list((tmp_path / "runs").glob("*/config.toml"))

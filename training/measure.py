@@ -1,0 +1,130 @@
+"""``hpedge eval``: the report of DESIGN section 6 on a run's weights or on an exported bundle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpdval_edge.bundle import MANIFEST
+from hpdval_edge.config import DEMO, load_config
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.predictor import Predictor
+from hpdval_edge.progress import progress
+from hpdval_edge.training.dataset import LabelledImages
+from hpdval_edge.training.evaluate import Scorer, model_scorer, report, score_store
+from hpdval_edge.training.image_store import ImageStore
+from hpdval_edge.training.model import load_model
+from hpdval_edge.training.precision import choose_device
+from hpdval_edge.training.readers import load_splits
+from hpdval_edge.training.readers_layout import file_layout
+from hpdval_edge.training.run_folder import CACHE, RunFolder, find_run
+from hpdval_edge.training.session import load_data
+from hpdval_edge.training.train import selected_weights
+
+BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something that scores pictures, with what the report needs of it. class_counts: training positives int64 [C]."""
+
+    name: str
+    scorer: Scorer
+    labels: tuple[str, ...]
+    class_counts: np.ndarray
+    image_size: int
+    logit_scale: float
+    thresholds: np.ndarray
+    post: str
+
+
+def measure(model: str | None, *, data: str | None, images: str | None, backend: str = "auto") -> dict:
+    """Report on ``model``, a run or a bundle; None is the last run.
+
+    Args:
+        data: a labelled file of any reader, a folder with a test part, or ``demo``; None is the run's own test split.
+
+    Returns:
+        ``multilabel_report`` with ``model`` and ``split`` added.
+
+    Raises:
+        UsageError, BadData: no such model or data; labels that the model does not know.
+    """
+    bundle = model is not None and (model.endswith(".hpedge") or (Path(model) / MANIFEST).is_file())
+    if bundle and data is None:
+        raise UsageError(f"a bundle has no pictures of its own: pass --data, e.g. hpedge eval {model} --data test.csv.")
+    run = None if bundle else find_run(model)
+    subject = _bundle(model, backend) if bundle else _run(run)
+    split, pictures = _pictures(run, data, images, subject.labels)
+    with progress("checking pictures", len(pictures)) as update:
+        store = ImageStore(
+            pictures, size=subject.image_size, cache=CACHE if CACHE.is_dir() else None, on_progress=update
+        )
+    with progress("scoring", len(pictures)) as update:
+        scores = score_store(subject.scorer, store, on_progress=update)
+    result = report(
+        scores,
+        pictures,
+        subject.class_counts,
+        post=subject.post,
+        thresholds=subject.thresholds,
+        logit_scale=subject.logit_scale,
+        bootstrap=BOOTSTRAP,
+    )
+    return {"model": subject.name, "split": split, **result}
+
+
+def _bundle(path: str, backend: str) -> Subject:
+    predictor = Predictor(path, backend)
+    manifest = predictor.bundle.manifest
+
+    def score(pixels: np.ndarray) -> np.ndarray:
+        return np.stack([prediction.scores for prediction in predictor.predict_pixels(pixels)])
+
+    return Subject(
+        name=path,
+        scorer=score,
+        labels=predictor.labels,
+        class_counts=np.array(manifest.provenance["class_counts"]),
+        image_size=manifest.image_size,
+        logit_scale=manifest.logit_scale,
+        thresholds=predictor.bundle.thresholds,
+        post="none",
+    )
+
+
+def _run(run: RunFolder) -> Subject:
+    config = run.config()
+    model, labels, metadata = load_model(run.weights(selected_weights(config)))
+    device = choose_device(config.train.device)
+    return Subject(
+        name=str(run.path),
+        scorer=model_scorer(model.to(device), device),
+        labels=labels,
+        class_counts=np.array(json.loads(metadata["class_counts"])),
+        image_size=model.student.spec.image_size,
+        logit_scale=float(model.logit_scale),
+        thresholds=np.array(run.read_json("thresholds.json")["fp32"]["values"], np.float32),
+        post=config.eval.post,
+    )
+
+
+def _pictures(
+    run: RunFolder | None, data: str | None, images: str | None, labels: tuple[str, ...]
+) -> tuple[str, LabelledImages]:
+    if data is None or data == DEMO:
+        splits = load_data(run.config() if data is None else load_config(values={"data.path": DEMO}))
+        name = "test" if splits.test is not None else "val"
+        pictures = getattr(splits, name)
+        if pictures.labels != labels:
+            raise BadData(f"the labels of {data or run.path} are not the model's labels, or in another order.")
+        return name, pictures
+    path = Path(data)
+    if path.is_file():
+        layout = file_layout(path, "auto", {"train": None, "val": None, "test": None})
+        return path.name, layout.train(images=images, labels=labels)
+    splits = load_splits(path, images=images, labels=labels)
+    if splits.test is None:
+        raise UsageError(f"--data {data} has no test part; pass a list or CSV file of labelled pictures.")
+    return "test", splits.test

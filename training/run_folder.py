@@ -1,0 +1,157 @@
+"""The folder of a run: configuration, metrics, weights and the state that resuming needs (DESIGN section 3)."""
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpdval_edge.atomic import new_folder, write_file, write_text
+from hpdval_edge.config import Config, as_table, load_config, read_toml
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.training.stages import Cursor
+
+RUNS = Path("runs")
+LAST = RUNS / "last"
+CACHE = RUNS / ".cache"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Folder name, as ``runs/last`` holds it."""
+        return self.path.name
+
+    def weights(self, which: str) -> Path:
+        """``last``, ``best`` or ``stage1`` weights."""
+        return self.path / "weights" / f"{which}.safetensors"
+
+    @property
+    def golden(self) -> Path:
+        """Pictures that an export verifies itself on: ``images`` uint8 [n, S, S, 3]."""
+        return self.path / "golden.npz"
+
+    def config(self) -> Config:
+        """The resolved configuration of the run; BadData where there is none."""
+        path = self.path / "config.toml"
+        if not path.is_file():
+            raise BadData(f"{self.path} is not a run: it has no config.toml.")
+        values = read_toml(path)
+        return load_config(preset=values.pop("preset", None), values=values)
+
+    def write_config(self, config: Config) -> None:
+        """config.toml and env.json."""
+        write_text(self.path / "config.toml", tomli_w.dumps(as_table(config)))
+        packages = ("hpdval-edge", "torch", "timm", "open_clip_torch", "numpy", "pillow")
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+            "packages": {name: version(name) for name in packages},
+        }
+        self.write_json("env.json", environment)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """One JSON document beside the others."""
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file of the run; BadData if it is missing or damaged."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise BadData(f"{self.path / name} cannot be read: {error}.") from error
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl; an epoch that was trained again after an interruption replaces its line."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        here = (entry["stage"], entry["epoch"])
+        kept = [line for line in lines if (json.loads(line)["stage"], json.loads(line)["epoch"]) != here]
+        write_text(path, "\n".join([*kept, json.dumps(dict(entry))]) + "\n")
+
+    def save_state(self, tensors: Mapping[str, Tensor], cursor: Cursor) -> None:
+        """The resume state, replaced as a whole."""
+        content = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        with new_folder(self.path / "state") as folder:
+            save_file(content, folder / "state.safetensors")
+            (folder / "cursor.json").write_text(json.dumps(asdict(cursor)), encoding="utf-8")
+
+    def load_state(self) -> tuple[dict[str, Tensor], Cursor] | None:
+        """What ``save_state`` wrote, or None where nothing was saved yet."""
+        folder = self.path / "state"
+        if not folder.is_dir():
+            return None
+        try:
+            tensors = load_file(folder / "state.safetensors")
+            cursor = json.loads((folder / "cursor.json").read_text(encoding="utf-8"))
+            return tensors, Cursor(**cursor)
+        except (SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
+            raise BadData(f"{folder} is damaged ({error}); delete it to train this run from its start.") from error
+
+    def save_golden(self, images: np.ndarray) -> None:
+        """Keep pictures, uint8 [n, S, S, 3], for the export's own check."""
+
+        def save(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, images=images)
+
+        write_file(self.golden, save)
+
+    def make_last(self) -> None:
+        """Let ``runs/last`` name this run."""
+        write_text(self.path.parent / LAST.name, self.name + "\n")
+
+
+def create_run(name: str | None, default: str) -> RunFolder:
+    """A new folder ``runs/<name>``; without a name ``default``, numbered when it is taken.
+
+    Raises:
+        UsageError: ``name`` is taken or no file name.
+    """
+    if name is not None:
+        if not NAME.fullmatch(name):
+            raise UsageError(f"--name {name!r} may hold only letters, digits, dot, dash and underscore.")
+        if (RUNS / name).exists():
+            raise UsageError(
+                f"run {RUNS / name} exists; continue it with --resume --name {name}, or choose another name."
+            )
+        path = RUNS / name
+    else:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-.") or "run"
+        number = 1
+        while (path := RUNS / (stem if number == 1 else f"{stem}-{number}")).exists():
+            number += 1
+    path.mkdir(parents=True)
+    return RunFolder(path)
+
+
+def find_run(name: str | None) -> RunFolder:
+    """The run called ``name`` (a name or a path), or the last one; UsageError says what is there."""
+    if name is None:
+        if not LAST.is_file():
+            raise UsageError(f"there is no run here yet ({LAST} is missing); run `hpedge train` first.")
+        name = LAST.read_text(encoding="utf-8").strip()
+    for path in (RUNS / name, Path(name)):
+        if (path / "config.toml").is_file():
+            return RunFolder(path)
+    known = sorted(path.parent.name for path in RUNS.glob("*/config.toml"))
+    raise UsageError(f"{name!r} is no run; runs here: {', '.join(known) or 'none'}.")

@@ -1,0 +1,232 @@
+"""Everything a run trains on, prepared before the first step: data, teacher, student, cached embeddings."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpdval_edge.config import DEMO, Config, as_table, flatten, override
+from hpdval_edge.errors import UsageError
+from hpdval_edge.progress import progress, say
+from hpdval_edge.training.dataset import LabelledImages, Splits
+from hpdval_edge.training.image_store import ImageStore
+from hpdval_edge.training.losses import class_stats, make_loss
+from hpdval_edge.training.model import DualView, make_model
+from hpdval_edge.training.precision import autocast, choose_device, set_threads
+from hpdval_edge.training.prompts import PromptLearner, class_texts, fixed_prompts
+from hpdval_edge.training.readers import load_splits
+from hpdval_edge.training.run_folder import CACHE
+from hpdval_edge.training.scenes import make_scenes_lt
+from hpdval_edge.training.stages import TrainingData
+from hpdval_edge.training.student import Student, make_student
+from hpdval_edge.training.teacher import Teacher, cached_embeddings, load_teacher
+
+RECOMMENDED_TOPK = 32
+FEW_PATCHES = 64
+CLIP_LR, OTHER_LR = 1e-5, 3e-4
+NEW_HEAD_LR_MULT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A prepared run. stores: by split name, at the student's size. fixed: P^H float32 [C, E] on ``device``."""
+
+    config: Config
+    device: torch.device
+    splits: Splits
+    stores: dict[str, ImageStore]
+    teacher: Teacher
+    texts: tuple[str, ...]
+    fixed: Tensor
+    model: DualView
+    zero_shot: dict[str, np.ndarray]
+    train_embeddings: np.ndarray
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of all columns."""
+        return self.splits.train.labels
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training positives int64 [C]."""
+        return self.splits.train.class_counts
+
+    def evaluation_split(self) -> tuple[str, LabelledImages]:
+        """What reports are made on: ``test``, or ``val`` where there is no test split."""
+        return ("test", self.splits.test) if self.splits.test is not None else ("val", self.splits.val)
+
+    def training_data(self) -> TrainingData:
+        """What the training loop reads."""
+        return TrainingData(self.stores["train"], self.splits.train.targets, self.train_embeddings, self.fixed)
+
+    def loss(self) -> torch.nn.Module:
+        """Classification loss of the configuration, with n_i from the training split."""
+        loss = self.config.loss
+        stats = class_stats(self.class_counts, len(self.splits.train))
+        pos_scale = loss.pos_scale if loss.pos_scale in ("eq14", "one_plus", "none") else float(loss.pos_scale)
+        return make_loss(
+            loss.name,
+            stats,
+            rebalance=loss.rebalance,
+            kappa_mode=loss.kappa_mode,
+            pos_scale=pos_scale,
+            focal=loss.focal,
+            tau=loss.tau,
+            beta=loss.beta,
+            mu=loss.mu,
+            kappa=loss.kappa,
+            lam=loss.lam,
+        ).to(self.device)
+
+    def prompt_learner(self) -> PromptLearner:
+        """Fresh contexts V, V' as configured."""
+        prompt = self.config.prompt
+        return PromptLearner(
+            self.teacher.text,
+            self.texts,
+            length=prompt.length,
+            init=prompt.init,
+            period=prompt.period,
+            seed=self.config.seed,
+        ).to(self.device)
+
+
+def load_data(config: Config) -> Splits:
+    """Splits of the configured data set; the demo set is drawn first where it is missing.
+
+    Raises:
+        UsageError, BadData: see the readers; a training split of fewer than two pictures.
+    """
+    data = config.data
+    path = data.path
+    if path == DEMO:
+        path = str(CACHE / "scenes-lt")
+        make_scenes_lt(Path(path))
+    splits = load_splits(
+        path,
+        format=data.format,
+        images=data.images or None,
+        labels=data.labels or None,
+        val=data.val or None,
+        test=data.test or None,
+        val_fraction=data.val_fraction,
+        seed=config.seed,
+    )
+    for note in splits.notes:
+        say(f"note: {note}")
+    return splits
+
+
+def make_stores(config: Config, splits: Splits, size: int, names: tuple[str, ...]) -> dict[str, ImageStore]:
+    """Decode and check the pictures of the named splits at ``size`` pixels; one BadData lists every bad one."""
+    stores = {}
+    for name in names:
+        images = getattr(splits, name)
+        if images is None:
+            continue
+        with progress(f"checking {name} pictures", len(images)) as update:
+            cache = CACHE if config.data.cache else None
+            stores[name] = ImageStore(images, size=size, cache=cache, on_progress=update)
+    return stores
+
+
+def prepare(config: Config) -> Session:
+    """Check all input and build all parts; nothing has been trained when this fails.
+
+    Raises:
+        UsageError, BadData, MissingDependency: each in one sentence, before the first training step.
+    """
+    set_threads(config.train.threads)
+    device = choose_device(config.train.device)
+    splits = load_data(config)
+    teacher = load_teacher(config.teacher.spec, device)
+    torch.manual_seed(config.seed)
+    student, resolved = make_student(config.student, teacher)
+    config = _resolve(replace(config, student=resolved), student)
+    names = ("train", "val", "test")
+    stores = make_stores(config, splits, resolved.image_size, names)
+    views = stores if teacher.size == resolved.image_size else make_stores(config, splits, teacher.size, names)
+    texts = tuple(class_texts(splits.train.labels, config.data.class_names))
+    with torch.no_grad():
+        fixed = teacher.text.encode_prompts(fixed_prompts(texts, period=config.prompt.period)).float()
+    embeddings = {name: _embeddings(teacher, views, name, config, device) for name in views}
+    if config.kd.space == "hidden" and embeddings["train"].shape[1] != student.width:
+        raise UsageError(
+            f"kd.space=hidden compares the teacher's {embeddings['train'].shape[1]} hidden numbers with the student's "
+            f"{student.width}; use kd.space=embed."
+        )
+    return Session(
+        config=config,
+        device=device,
+        splits=splits,
+        stores=stores,
+        teacher=teacher,
+        texts=texts,
+        fixed=fixed.to(device),
+        model=make_model(config, student, fixed).to(device),
+        zero_shot=_zero_shot(embeddings, fixed, teacher, views, config, device),
+        train_embeddings=embeddings["train"],
+    )
+
+
+def _resolve(config: Config, student: Student) -> Config:
+    """Fill in what depends on the student: topk, and the step sizes of stage 1."""
+    from_clip, projection = config.student.init == "clip", config.student.embed == "clip_proj"
+    few = student.num_patches < FEW_PATCHES
+    automatic = {
+        "fuse.topk": max(1, student.num_patches // 2) if few else RECOMMENDED_TOPK,
+        "train.stage1.lr": CLIP_LR if from_clip else OTHER_LR,
+        "train.stage1.head_lr_mult": 1.0 if from_clip and projection else NEW_HEAD_LR_MULT,
+    }
+    flat = flatten(as_table(config))
+    return override(config, {key: value for key, value in automatic.items() if not flat[key]})
+
+
+def _embeddings(
+    teacher: Teacher,
+    stores: dict[str, ImageStore],
+    name: str,
+    config: Config,
+    device: torch.device,
+    space: str | None = None,
+) -> np.ndarray:
+    with progress(f"teacher looks at {name} pictures", len(stores[name])) as update:
+        return cached_embeddings(
+            teacher,
+            stores[name],
+            cache=CACHE,
+            device=device,
+            amp=config.train.amp,
+            space=space or config.kd.space,
+            on_progress=update,
+        )
+
+
+def _zero_shot(
+    embeddings: dict[str, np.ndarray],
+    fixed: Tensor,
+    teacher: Teacher,
+    stores: dict[str, ImageStore],
+    config: Config,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """Cosine of the teacher's image embedding and "a photo of a {class}.", float32 [n, C] for val and test."""
+    text = torch.nn.functional.normalize(fixed.cpu(), dim=1).numpy()
+    scores = {}
+    for name in (name for name in stores if name != "train"):
+        image = embeddings[name]
+        if config.kd.space == "hidden":
+            image = _embeddings(teacher, stores, name, config, device, space="embed")
+        scores[name] = (image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), 1e-12)) @ text.T
+    return scores
+
+
+def warm_up(session: Session) -> None:
+    """One forward pass, so that a student that cannot run fails before the run folder exists."""
+    pixels = session.stores["train"][np.array([0])]
+    images = torch.from_numpy(pixels).to(session.device).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad(), autocast(session.device, session.config.train.amp):
+        session.model.eval()(images)

@@ -1,0 +1,267 @@
+"""Stage 1, stage 2 and the joint stage: one training loop, three plans (eqs 2, 10, 16, 17)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpdval_edge.config import Config, StageConfig
+from hpdval_edge.errors import CheckFailed
+from hpdval_edge.training.augment import augment
+from hpdval_edge.training.image_store import ImageStore
+from hpdval_edge.training.model import DualView, Views
+from hpdval_edge.training.precision import autocast
+from hpdval_edge.training.sampling import epoch_order
+from hpdval_edge.training.schedule import learning_rate_factor
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a stage trains and which terms join the classification loss."""
+
+    name: str
+    number: int
+    trains_student: bool
+    trains_prompts: bool
+    kd_weight: float
+    sc_weight: float
+    schedule: StageConfig
+
+
+def plan_stages(config: Config) -> tuple[Stage, ...]:
+    """Two stages (eqs 16, 17), or the joint run of Table V: L_cls + (L_kd + L_sc) / 2 over all parameters."""
+    kd, sc, train = config.kd.weight, config.sc.weight, config.train
+    if train.mode == "joint":
+        return (Stage("joint", 1, True, True, kd / 2, sc / 2, train.stage1),)
+    return (
+        Stage("stage1", 1, True, False, kd, 0.0, train.stage1),
+        Stage("stage2", 2, False, True, 0.0, sc, train.stage2),
+    )
+
+
+class Ema:
+    """Exponential moving average of a model's trainable tensors and float buffers, with warm-up (1 + t) / (10 + t)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: value.detach().clone() for name, value in _averaged(model)}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Blend in the weights after optimizer step ``step`` (from 0)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        live = dict(_averaged(model))
+        torch._foreach_lerp_([self.shadow[name] for name in live], list(live.values()), weight)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model holds the averages."""
+        live = {name: value.detach().clone() for name, value in _averaged(model)}
+        _assign(model, self.shadow)
+        try:
+            yield
+        finally:
+            _assign(model, live)
+
+
+def _averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
+    trained = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
+    statistics = [
+        (name, value)
+        for name, value in model.named_buffers()
+        if value.is_floating_point() and name.endswith(("running_mean", "running_var"))
+    ]
+    return trained + statistics
+
+
+@torch.no_grad()
+def _assign(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, target in _averaged(model):
+        target.copy_(values[name])
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Everything an epoch reads: the picture store, targets uint8 [n, C], teacher embeddings [n, E], P^H [C, E]."""
+
+    store: ImageStore
+    targets: np.ndarray
+    teacher: np.ndarray
+    fixed: Tensor
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where a stage stands; with the tensors of ``StageTrainer.tensors`` it is all that resuming needs."""
+
+    stage: str
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: float = float("-inf")
+    best_epoch: int = -1
+
+
+class StageTrainer:
+    """Trains one stage of one model, step by step, resumable between any two steps.
+
+    Every random draw is a function of (seed, stage, epoch, step, picture), so that no generator state has to be kept.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: DualView,
+        data: TrainingData,
+        loss: nn.Module,
+        *,
+        config: Config,
+        device: torch.device,
+    ) -> None:
+        self.stage, self.model, self.data, self.loss = stage, model, data, loss
+        self.config, self.device = config, device
+        self.cursor = Cursor(stage.name)
+        self._freeze()
+        self.optimizer = self._make_optimizer()
+        self.ema = Ema(model, config.train.ema) if config.train.ema else None
+
+    def _freeze(self) -> None:
+        self.model.student.requires_grad_(self.stage.trains_student)
+        learnt_scale = self.config.sim.logit_scale == "learn"
+        self.model.log_scale.requires_grad_(learnt_scale and self.stage.trains_student)
+        if self.model.prompts is not None:
+            learns = (self.config.prompt.global_ == "learn", self.config.prompt.local == "learn")
+            contexts = (self.model.prompts.global_context, self.model.prompts.local_context)
+            for learn, context in zip(learns, contexts, strict=True):
+                context.requires_grad_(learn and self.stage.trains_prompts)
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        schedule = self.stage.schedule
+        head = {id(parameter) for parameter in self.model.student.embedding_parameters()}
+        named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+        self.trained = [name for name, _ in named]
+        groups = [
+            {"params": [value], "base_lr": schedule.lr * (schedule.head_lr_mult if id(value) in head else 1.0)}
+            for _, value in named
+        ]
+        return torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that change while this stage trains, by name; they share memory with the trainer's own."""
+        parameters = dict(self.model.named_parameters())
+        state = {f"model.{name}": parameters[name].detach() for name in self.trained}
+        if self.stage.trains_student:
+            state |= {f"buffer.{name}": value for name, value in self.model.student.named_buffers()}
+        for name in self.trained:
+            for key, value in self.optimizer.state[parameters[name]].items():
+                state[f"optimizer.{name}.{key}"] = value
+        if self.ema:
+            state |= {f"ema.{name}": value for name, value in self.ema.shadow.items()}
+        return state
+
+    def restore(self, tensors: dict[str, Tensor], cursor: Cursor) -> None:
+        """Continue from saved ``tensors`` and ``cursor``; KeyError or RuntimeError if they belong to another stage."""
+        self.cursor = cursor
+        parameters = dict(self.model.named_parameters())
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
+                device = "cpu" if key == "step" else self.device
+                self.optimizer.state[parameters[parameter]][key] = value.to(device)
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            raise KeyError(f"{len(own.keys() ^ tensors.keys())} tensors differ from the run's own")
+        with torch.no_grad():
+            for name, target in own.items():
+                target.copy_(tensors[name])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last batch may be smaller."""
+        return -(-len(self._order(0)) // self.config.train.batch_size)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        seed = self.config.seed * 10 + self.stage.number
+        return epoch_order(self.data.targets, sampler=self.config.data.sampler, seed=seed, epoch=epoch)
+
+    def train_epoch(self, *, stop: Callable[[], bool], on_progress: Callable[[int, int], None]) -> bool:
+        """Run from the cursor to the end of its epoch; False if ``stop()`` asked to end before."""
+        cursor, batch = self.cursor, self.config.train.batch_size
+        order, steps = self._order(cursor.epoch), self.steps_per_epoch
+        self.model.train()
+        if not self.stage.trains_student:
+            self.model.student.eval()
+        while cursor.step < steps:
+            if stop():
+                return False
+            self._train_step(order[cursor.step * batch : (cursor.step + 1) * batch], steps)
+            cursor.step += 1
+            on_progress(cursor.step, steps)
+        return True
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Mean losses of the epoch; the cursor moves to the next one."""
+        means = {name: total / self.cursor.step for name, total in self.cursor.sums.items()}
+        self.cursor.epoch, self.cursor.step, self.cursor.sums = self.cursor.epoch + 1, 0, {}
+        return means
+
+    def _train_step(self, rows: np.ndarray, steps: int) -> None:
+        cursor, config = self.cursor, self.config
+        done = cursor.epoch * steps + cursor.step
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, self.stage.number, done]).generate_state(1)[0]))
+        factor = learning_rate_factor(done, steps * self.stage.schedule.epochs, config.train.sched)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        seed = config.seed * 10 + self.stage.number
+        images = augment(self.data.store[rows], config.data.aug, seed=seed, epoch=cursor.epoch, indices=rows)
+        terms = self._losses(images.to(self.device), rows)
+        total = terms["loss"]
+        if not torch.isfinite(total):
+            raise CheckFailed(
+                f"the loss became {total.item()} in {self.stage.name}, epoch {cursor.epoch + 1}; "
+                f"lower train.{self.stage.name}.lr (now {self.stage.schedule.lr:g}) or set train.amp=off."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, done)
+        for name, value in terms.items():
+            cursor.sums[name] = cursor.sums.get(name, 0.0) + value.item()
+
+    def _losses(self, images: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
+        with autocast(self.device, self.config.train.amp), torch.set_grad_enabled(self.stage.trains_student):
+            hidden = self.model.student.hidden(images)
+            cls, patches = self.model.student.embed(*hidden)
+        banks = self.model.banks()
+        scores = self.model.score(cls, patches, *banks)
+        views = Views(cls.float(), *banks, *scores)
+        targets = torch.from_numpy(self.data.targets[rows]).to(self.device)
+        terms = {"cls": self.loss(self.model.logit_scale * views.scores, targets)}
+        if self.stage.kd_weight:
+            student = views.cls if self.config.kd.space == "embed" else hidden[0].float()
+            teacher = torch.from_numpy(self.data.teacher[rows]).to(self.device)
+            terms["kd"] = self.stage.kd_weight * distance(student, teacher, self.config.kd.reduction)
+        if self.stage.sc_weight and self.model.prompts is not None:
+            terms["sc"] = self.stage.sc_weight * self._consistency(views)
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def _consistency(self, views: Views) -> Tensor:
+        target, reduction = self.config.sc.target, self.config.sc.reduction
+        banks = {
+            "global": [views.text_global],
+            "local": [views.text_local],
+            "both": [views.text_global, views.text_local],
+        }
+        return torch.stack([distance(bank, self.data.fixed, reduction) for bank in banks[target]]).mean()
+
+
+def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
+    """Mean absolute difference of [R, E] rows (eqs 2 and 10 as the authors compute them); ``sum`` sums over E first.
+
+    The second argument is a constant; both are float32 and not normalised.
+    """
+    gap = (student - teacher.detach().float()).abs()
+    return gap.mean() if reduction == "mean" else gap.sum(dim=1).mean()

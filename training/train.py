@@ -1,0 +1,303 @@
+"""``hpedge train``: run the stages of a configuration, select, report, keep everything resumable."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpdval_edge.atomic import write_text
+from hpdval_edge.config import DEMO, Config, override
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.progress import progress, say
+from hpdval_edge.training import model_card
+from hpdval_edge.training.evaluate import model_scorer, report, score_store
+from hpdval_edge.training.model import load_student, read_weights, save_weights
+from hpdval_edge.training.run_folder import RunFolder, create_run, find_run
+from hpdval_edge.training.session import Session, prepare, warm_up
+from hpdval_edge.training.stages import Stage, StageTrainer, plan_stages
+from hpdval_edge.training.thresholds import fit_thresholds
+
+ZERO_SHOT = "teacher zero-shot"
+GOLDEN_PICTURES = 16
+EXAMPLE_PICTURES = 12
+EXAMPLES = Path("images")
+RESUMABLE_KEYS = ("train.stage1.epochs", "train.stage2.epochs", "train.threads")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What the command line adds to a configuration."""
+
+    name: str | None = None
+    stage: str = "all"
+    resume: bool = False
+    stop_after: int | None = None
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (SIGINT, SIGTERM) into a question between steps; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Handle signals inside the block; only the main thread can."""
+        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("stopping after this step; once more to stop at once")
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def train(config: Config | None, options: TrainOptions, values: dict[str, str]) -> RunFolder:
+    """Train a new run, or continue one.
+
+    Args:
+        config: the resolved configuration; None with ``options.resume`` or stage 2, which take the run's own.
+        values: overrides for a continued run, only of RESUMABLE_KEYS.
+
+    Raises:
+        Interrupted: stopped by a signal or ``stop_after``; ``--resume`` goes on exactly there.
+        UsageError, BadData, MissingDependency, CheckFailed: see their messages.
+    """
+    if options.resume or options.stage == "2":
+        run = find_run(options.name)
+        config = _continued_config(run, values, options)
+    session = prepare(config)
+    if options.resume or options.stage == "2":
+        say(f"continuing {run.path}")
+    else:
+        warm_up(session)
+        run = create_run(options.name, default=f"{_data_name(config)}-{config.preset}")
+    run.write_config(session.config)
+    run.make_last()
+    _keep_golden(session, run)
+    with StopRequest().listening() as stop:
+        _run_stages(session, run, options, stop)
+    if session.config.data.path == DEMO:
+        _leave_examples(session)
+    return run
+
+
+def _continued_config(run: RunFolder, values: dict[str, str], options: TrainOptions) -> Config:
+    allowed = RESUMABLE_KEYS if options.resume else (*RESUMABLE_KEYS, "train.stage2.lr")
+    for key in values:
+        if key not in allowed:
+            raise UsageError(
+                f"{key} cannot change in a run that goes on; only {', '.join(allowed)} can. Start a new run."
+            )
+    return override(run.config(), values)
+
+
+def _data_name(config: Config) -> str:
+    return "scenes-lt" if config.data.path == DEMO else Path(config.data.path).stem
+
+
+def _keep_golden(session: Session, run: RunFolder) -> None:
+    store = session.stores["val"]
+    rows = np.unique(np.linspace(0, len(store) - 1, GOLDEN_PICTURES).astype(int))
+    run.save_golden(store[rows])
+
+
+def _leave_examples(session: Session) -> None:
+    """Copy a few demo test pictures to ./images, so that `hpedge infer images/` has something to look at."""
+    if EXAMPLES.exists():
+        return
+    test = session.splits.test
+    EXAMPLES.mkdir()
+    for row in np.linspace(0, len(test) - 1, EXAMPLE_PICTURES).astype(int):
+        source = test.absolute(int(row))
+        (EXAMPLES / source.name).write_bytes(source.read_bytes())
+    say(f"{EXAMPLE_PICTURES} pictures of the demo's test split are in {EXAMPLES}/")
+
+
+def _run_stages(session: Session, run: RunFolder, options: TrainOptions, stop: StopRequest) -> None:
+    saved = run.load_state() if options.resume else None
+    reports = run.read_json("metrics.json") if (run.path / "metrics.json").is_file() else {}
+    _report_zero_shot(session, run, reports)
+    budget = [options.stop_after]
+    for stage in plan_stages(session.config):
+        if options.stage not in ("all", str(stage.number)) and stage.name != "joint":
+            continue
+        if options.resume and stage.name in reports and not (saved and saved[1].stage == stage.name):
+            continue
+        if stage.number == 2:
+            _load_stage1(session, run)
+        if stage.trains_prompts:
+            learns = (session.config.prompt.global_ == "learn", session.config.prompt.local == "learn")
+            session.model.attach_prompts(session.prompt_learner(), session.teacher.text, learns=learns)
+        for later in plan_stages(session.config):
+            if later.number >= stage.number:
+                reports.pop(later.name, None)
+        trainer = StageTrainer(
+            stage, session.model, session.training_data(), session.loss(), config=session.config, device=session.device
+        )
+        if saved and saved[1].stage == stage.name:
+            _restore(trainer, saved, run)
+        _train_stage(session, trainer, run, stop, budget)
+        _finish_stage(session, stage, run, reports)
+
+
+def _restore(trainer: StageTrainer, saved: tuple, run: RunFolder) -> None:
+    try:
+        trainer.restore(*saved)
+    except (KeyError, RuntimeError) as error:
+        raise BadData(
+            f"{run.path / 'state'} does not fit this run ({error}); delete it to start the stage again."
+        ) from error
+
+
+def _load_stage1(session: Session, run: RunFolder) -> None:
+    path = run.weights("stage1")
+    if not path.is_file():
+        raise UsageError(f"{run.path} has no finished stage 1; run `hpedge train --resume --name {run.name}` first.")
+    tensors, _ = read_weights(path)
+    load_student(session.model.student, tensors)
+    session.model.log_scale.data.copy_(tensors["log_scale"])
+
+
+def _train_stage(session: Session, trainer: StageTrainer, run: RunFolder, stop: StopRequest, budget: list) -> None:
+    stage, cursor = trainer.stage, trainer.cursor
+    say(f"{stage.name}: {stage.schedule.epochs} epochs of {trainer.steps_per_epoch} steps on {session.device}")
+    if cursor.epoch == 0 and cursor.step == 0:
+        _validate(session, trainer, run, losses={})
+    while cursor.epoch < stage.schedule.epochs:
+        if budget[0] == 0:
+            stop.asked = True
+        with progress(
+            f"{stage.name} epoch {cursor.epoch + 1}/{stage.schedule.epochs}", trainer.steps_per_epoch
+        ) as update:
+            finished = trainer.train_epoch(stop=stop, on_progress=update)
+        if not finished:
+            run.save_state(trainer.tensors(), cursor)
+            raise Interrupted(f"state saved after epoch {cursor.epoch}, step {cursor.step} of {stage.name}")
+        losses = trainer.finish_epoch()
+        _validate(session, trainer, run, losses=losses)
+        if budget[0] is not None:
+            budget[0] -= 1
+        run.save_state(trainer.tensors(), cursor)
+
+
+@contextmanager
+def _averaged(trainer: StageTrainer) -> Iterator[None]:
+    trainer.model.eval()
+    if trainer.ema is None:
+        yield
+        return
+    with trainer.ema.applied(trainer.model):
+        yield
+
+
+def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses: dict[str, float]) -> None:
+    """Score the validation split, log it, keep ``last`` and, where it is the best so far, ``best``."""
+    cursor, stage = trainer.cursor, trainer.stage
+    with _averaged(trainer):
+        scores = score_store(model_scorer(session.model, session.device), session.stores["val"])
+        result = report(scores, session.splits.val, session.class_counts, post=session.config.eval.post)
+        notes = {"stage": stage.name, "epoch": str(cursor.epoch), "val_mAP": f"{result['mAP']:.4f}"}
+        better = result["mAP"] > cursor.best
+        if better:
+            cursor.best, cursor.best_epoch = result["mAP"], cursor.epoch
+        for which in ("last", "best") if better else ("last",):
+            _save_weights(session, run, which, notes)
+    groups = {key: result[key] for key in ("mAP", "head", "medium", "tail")}
+    run.log({"stage": stage.name, "epoch": cursor.epoch, "val": groups, **{f"loss_{k}": v for k, v in losses.items()}})
+    loss = f"  loss {losses['loss']:.4f}" if losses else ""
+    say(f"{stage.name} epoch {cursor.epoch}/{stage.schedule.epochs}  val mAP {result['mAP']:.2f}{loss}")
+
+
+def selected_weights(config: Config) -> str:
+    """Which weights file ``eval.select`` stands for."""
+    return "best" if config.eval.select == "best_val" else "last"
+
+
+def _finish_stage(session: Session, stage: Stage, run: RunFolder, reports: dict) -> None:
+    """Load what ``eval.select`` keeps, fit thresholds on validation, report on the test split, write it all."""
+    chosen = run.weights(selected_weights(session.config))
+    tensors, metadata = read_weights(chosen)
+    model = session.model
+    load_student(model.student, tensors)
+    with torch.no_grad():
+        model.log_scale.copy_(tensors["log_scale"])
+        if model.prompts is not None:
+            model.prompts.global_context.copy_(tensors["prompts.global_context"])
+            model.prompts.local_context.copy_(tensors["prompts.local_context"])
+    model.eval()
+    scorer = model_scorer(model, session.device)
+    thresholds, fitted = fit_thresholds(score_store(scorer, session.stores["val"]), session.splits.val.targets)
+    split, data = session.evaluation_split()
+    scores = score_store(scorer, session.stores[split])
+    result = report(
+        scores,
+        data,
+        session.class_counts,
+        post=session.config.eval.post,
+        thresholds=thresholds,
+        logit_scale=float(model.logit_scale),
+        bootstrap=session.config.eval.bootstrap,
+        seed=session.config.seed,
+    )
+    reports[stage.name] = {"split": split, "epoch": int(metadata["epoch"]), **result}
+    run.write_json("metrics.json", reports)
+    run.write_json(
+        "thresholds.json",
+        {"fp32": {"values": thresholds.tolist(), "fitted": fitted.tolist(), "labels": list(session.labels)}},
+    )
+    _write_per_class(session, run, result)
+    model_card.write(run.path / "MODEL_CARD.md", session, reports)
+    if stage.name == "stage1":
+        _save_weights(session, run, "stage1", {key: metadata[key] for key in ("stage", "epoch", "val_mAP")})
+
+
+def _save_weights(session: Session, run: RunFolder, which: str, notes: dict[str, str]) -> None:
+    save_weights(
+        run.weights(which),
+        session.model,
+        labels=session.labels,
+        class_counts=session.class_counts.tolist(),
+        config=session.config,
+        notes=notes,
+    )
+
+
+def _report_zero_shot(session: Session, run: RunFolder, reports: dict) -> None:
+    """The teacher's own cosine with "a photo of a {class}." on the same pictures, for comparison."""
+    split, data = session.evaluation_split()
+    result = report(
+        session.zero_shot[split],
+        data,
+        session.class_counts,
+        post=session.config.eval.post,
+        bootstrap=session.config.eval.bootstrap,
+        seed=session.config.seed,
+    )
+    reports[ZERO_SHOT] = {"split": split, "epoch": 0, **result}
+    run.write_json("metrics.json", reports)
+
+
+def _write_per_class(session: Session, run: RunFolder, result: dict) -> None:
+    """per_class.csv: label, training positives, AP in percent (empty where the split has no positive)."""
+    lines = ["label,train_positives,ap"]
+    for label, count, ap in zip(session.labels, session.class_counts.tolist(), result["per_class"], strict=True):
+        quoted = f'"{label}"' if "," in label else label
+        lines.append(f"{quoted},{count},{'' if ap is None else f'{ap:.4f}'}")
+    write_text(run.path / "per_class.csv", "\n".join(lines) + "\n")
