@@ -1,0 +1,52 @@
+"""The deployed model as an ordinary module: image and text banks in, scores out (DESIGN section 4)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from hpdval_edge.errors import UsageError
+from hpdval_edge.training.model import DualView
+from hpdval_edge.training.student import tokens
+
+EPS = 1e-12
+
+
+class Deployed(nn.Module):
+    """Student and dual-view head without anything that only training needs.
+
+    forward: image float32 [B, 3, S, S], normalised with the manifest's mean and std; text_global and text_local float32
+    [C, E], any C >= 1 -> scores float32 [B, C], patch cosines float32 [B, N, C] (eqs 4, 5, 8, 9).
+
+    With ``half`` the encoder and the embedding layer hold and compute float16; the L2 norms (1e-12 is 0 in float16),
+    the similarities and everything after them stay float32.
+    """
+
+    def __init__(self, model: DualView, *, half: bool) -> None:
+        super().__init__()
+        if model.kind != "cosine":
+            raise UsageError(
+                f"this run scores with sim.kind={model.kind}, the deployed head is cosine; train with sim.kind=cosine."
+            )
+        student = model.student
+        self.encoder = student.encoder
+        self.embed_cls, self.embed_patches = student.embed_cls, student.embed_patches
+        self.alpha, self.topk = model.alpha, min(model.topk, student.num_patches)
+        self.dtype = torch.float16 if half else torch.float32
+        self.to(self.dtype).eval().requires_grad_(False)
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                # Explicit attention with one scale, on q: TensorRT 10.7 gave wrong outputs on SDPA's own export.
+                module.fused_attn = False
+
+    def forward(self, image: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
+        cls, patches = tokens(self.encoder, image.to(self.dtype))
+        cls, patches = self.embed_cls(cls).float(), self.embed_patches(patches).float()
+        whole = unit(cls) @ unit(text_global).T
+        patch_scores = unit(patches) @ unit(text_local).T
+        best = patch_scores.topk(self.topk, dim=1).values.mean(dim=1)
+        return self.alpha * whole + (1 - self.alpha) * best, patch_scores
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of [..., E] scaled to length 1."""
+    return normalize(rows, dim=-1, eps=EPS)

@@ -1,0 +1,174 @@
+"""``hpedge export``: write a bundle from a run, verify it on real pictures, only then put it in its place."""
+
+import json
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save as save_safetensors
+
+from hpdval_edge.atomic import new_folder, write_text
+from hpdval_edge.bundle import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    SCHEMA,
+    TEXT,
+    THRESHOLDS,
+    TORCHSCRIPT,
+    Manifest,
+    load_bundle,
+    sha256,
+)
+from hpdval_edge.errors import BadData, CheckFailed, UsageError
+from hpdval_edge.export.deployed import Deployed
+from hpdval_edge.export.graph import write_onnx, write_torchscript
+from hpdval_edge.predictor import Predictor
+from hpdval_edge.training.evaluate import model_scorer
+from hpdval_edge.training.model import DualView, load_model
+from hpdval_edge.training.run_folder import RUNS, RunFolder
+from hpdval_edge.training.train import selected_weights
+
+TARGETS = ("onnx", "torchscript")
+LAST_EXPORT = RUNS / "last-export"
+# Largest |score - float32 PyTorch's score| that an export may show on its golden pictures.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written and how far each engine's scores lie from float32 PyTorch on ``pictures`` real pictures."""
+
+    path: Path
+    precision: str
+    max_error: dict[str, float]
+    label_flips: dict[str, int]
+    pictures: int
+    megabytes: float
+
+    @property
+    def tolerance(self) -> float:
+        """Largest error allowed at this precision."""
+        return TOLERANCE[self.precision]
+
+
+def export(run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Path | None) -> ExportReport:
+    """Write and verify ``out`` (default ``runs/<name>/model.hpedge``).
+
+    Raises:
+        UsageError: an unknown target, a run that cannot be exported.
+        BadData: a damaged or unfinished run.
+        CheckFailed: the written model's scores differ too much; nothing is left at ``out`` but what was there.
+    """
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown:
+        raise UsageError(
+            f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)} (TensorRT is not in this version yet)."
+        )
+    if "onnx" not in targets:
+        targets = ("onnx", *targets)
+    out = out or run.path / "model.hpedge"
+    if out.suffix != ".hpedge":
+        raise UsageError(f"--out {out} must end in .hpedge.")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
+    model, labels, metadata = load_model(run.weights(selected_weights(run.config())))
+    images = _golden_images(run)
+    expected = model_scorer(model, torch.device("cpu"))(images)
+    manifest = _manifest(run, model, labels, metadata, precision)
+    with new_folder(out) as folder:
+        _write_files(folder, run, model, manifest, targets, images, expected)
+        report = verify(folder, images, expected, targets)
+        if max(report.max_error.values()) > report.tolerance:
+            worst = max(report.max_error, key=report.max_error.get)
+            raise CheckFailed(
+                f"{worst} at {precision} differs from float32 PyTorch by {report.max_error[worst]:.1e} on pictures, "
+                f"{report.tolerance:.0e} is allowed; nothing was written. Export without --fp16."
+            )
+    write_text(LAST_EXPORT if run.path.parent == RUNS else run.path.parent / LAST_EXPORT.name, f"{out}\n")
+    return replace(report, path=out)
+
+
+def _golden_images(run: RunFolder) -> np.ndarray:
+    try:
+        with np.load(run.golden, allow_pickle=False) as archive:
+            return archive["images"]
+    except (OSError, KeyError, ValueError) as error:
+        raise BadData(f"{run.golden} cannot be read ({error}); the run is not complete, train again.") from error
+
+
+def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata: dict, precision: str) -> Manifest:
+    spec = model.student.spec
+    provenance = {
+        "run": run.name,
+        "stage": metadata["stage"],
+        "epoch": int(metadata["epoch"]),
+        "encoder": spec.name,
+        "class_counts": json.loads(metadata["class_counts"]),
+        "teacher": run.config().teacher.spec,
+        "preset": run.config().preset,
+        "hpedge": version("hpdval-edge"),
+        "torch": torch.__version__,
+    }
+    return Manifest(
+        schema=SCHEMA,
+        name=run.name,
+        labels=labels,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        alpha=model.alpha,
+        topk=min(model.topk, model.student.num_patches),
+        grid=model.student.grid,
+        embed_dim=model.text_global.shape[1],
+        logit_scale=float(model.logit_scale),
+        precision=precision,
+        provenance=provenance,
+        files={},
+    )
+
+
+def _write_files(
+    folder: Path,
+    run: RunFolder,
+    model: DualView,
+    manifest: Manifest,
+    targets: tuple[str, ...],
+    images: np.ndarray,
+    expected: np.ndarray,
+) -> None:
+    banks = {"global": model.text_global, "local": model.text_local}
+    unit = {name: torch.nn.functional.normalize(bank.float(), dim=1, eps=1e-12).numpy() for name, bank in banks.items()}
+    (folder / TEXT).write_bytes(save_safetensors(unit))
+    fitted = run.read_json(THRESHOLDS)["fp32"]
+    (folder / THRESHOLDS).write_text(json.dumps({manifest.precision: fitted}, indent=2) + "\n", encoding="utf-8")
+    np.savez_compressed(folder / GOLDEN, images=images, scores=expected)
+    (folder / CARD).write_text((run.path / CARD).read_text(encoding="utf-8"), encoding="utf-8")
+    deployed = Deployed(model, half=manifest.precision == "fp16")
+    writers = {"onnx": (write_onnx, MODEL), "torchscript": (write_torchscript, TORCHSCRIPT)}
+    for target in targets:
+        write, name = writers[target]
+        write(deployed, folder / name, image_size=manifest.image_size, embed_dim=manifest.embed_dim)
+    digests = {path.name: sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(replace(manifest, files=digests).to_json(), encoding="utf-8")
+
+
+def verify(folder: Path, images: np.ndarray, expected: np.ndarray, targets: tuple[str, ...]) -> ExportReport:
+    """Run the bundle in ``folder`` through each engine it was written for and compare with float32 PyTorch.
+
+    Args:
+        images: uint8 [n, S, S, 3]. expected: float32 [n, C].
+    """
+    bundle = load_bundle(folder)
+    names = {"onnx": "onnxruntime", "torchscript": "torchscript"}
+    errors, flips = {}, {}
+    for target in targets:
+        predictor = Predictor(bundle, backend=names[target])
+        scores = np.stack([prediction.scores for prediction in predictor.predict_pixels(images)])
+        errors[target] = float(np.abs(scores.astype(np.float64) - expected).max())
+        flips[target] = int(((scores >= bundle.thresholds) != (expected >= bundle.thresholds)).sum())
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return ExportReport(folder, bundle.manifest.precision, errors, flips, len(images), size / 1e6)

@@ -1,0 +1,52 @@
+"""ONNX and TorchScript of the deployed model."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpdval_edge.export.deployed import Deployed
+
+OPSET = 20
+INPUTS = ("image", "text_global", "text_local")
+OUTPUTS = ("scores", "patch_scores")
+# Two of everything that varies: torch.export would fix a size of one into the graph.
+EXAMPLE_BATCH, EXAMPLE_CLASSES = 2, 3
+
+
+def example_inputs(image_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shapes the graph takes, seeded."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(EXAMPLE_BATCH, 3, image_size, image_size, generator=generator),
+        torch.randn(EXAMPLE_CLASSES, embed_dim, generator=generator),
+        torch.randn(EXAMPLE_CLASSES, embed_dim, generator=generator),
+    )
+
+
+def write_onnx(model: Deployed, path: Path, *, image_size: int, embed_dim: int) -> None:
+    """Write ``path``: opset 20, dynamic batch and dynamic number of classes, weights inside the file."""
+    batch, classes = torch.export.Dim("batch", min=1), torch.export.Dim("classes", min=1)
+    with warnings.catch_warnings():
+        # The exporter warns about its own internals (deprecated tree specs), nothing a user could act on.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            example_inputs(image_size, embed_dim),
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes={"image": {0: batch}, "text_global": {0: classes}, "text_local": {0: classes}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    program.save(str(path), external_data=False)
+
+
+def write_torchscript(model: Deployed, path: Path, *, image_size: int, embed_dim: int) -> None:
+    """Write ``path`` by tracing; PyTorch deprecates TorchScript, it serves users who already load it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, example_inputs(image_size, embed_dim), check_trace=False)
+        traced.save(str(path))

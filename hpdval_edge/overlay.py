@@ -1,0 +1,116 @@
+"""A picture with its labels and the local view's heat map for the best one."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hpdval_edge.predictor import Prediction
+
+WIDTH = 640
+MARGIN = 16
+ROW = 30
+INK = (32, 36, 44)
+MUTED = (112, 118, 128)
+PAPER = (250, 250, 248)
+ACCENT = (214, 92, 32)
+TRACK = (228, 228, 224)
+# A few stops of a perceptually even map from dark violet over orange to pale yellow.
+STOPS = np.array([[18, 8, 48], [106, 24, 110], [188, 55, 84], [240, 120, 24], [252, 248, 160]], np.float32)
+STRENGTH = 0.6
+
+
+def heat_map(grid: np.ndarray, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+    """Patch cosines float32 [rows, columns] -> colours (RGB) and opacity (L), both of ``size`` (width, height).
+
+    The map spans the picture's own lowest to highest patch: it says where, not how much.
+    """
+    spread = float(grid.max() - grid.min())
+    level = (grid - grid.min()) / spread if spread > 0 else np.zeros_like(grid)
+    smooth = Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    level = np.clip(np.asarray(smooth), 0, 1)
+    place = level * (len(STOPS) - 1)
+    low = np.minimum(place.astype(int), len(STOPS) - 2)
+    part = (place - low)[..., None]
+    colours = STOPS[low] * (1 - part) + STOPS[low + 1] * part
+    opacity = (255 * STRENGTH * level).astype(np.uint8)
+    return Image.fromarray(colours.astype(np.uint8)), Image.fromarray(opacity)
+
+
+def draw_overlay(
+    picture: Image.Image, prediction: Prediction, labels: tuple[str, ...], thresholds: np.ndarray, *, title: str
+) -> Image.Image:
+    """Side by side: the picture, and the picture under the heat map of its best label; below, scores of the top labels.
+
+    Args:
+        picture: RGB, any size. labels: all, in score order of ``prediction``. thresholds: float32 [C].
+    """
+    width = (WIDTH - 3 * MARGIN) // 2
+    height = max(1, round(width * picture.height / picture.width))
+    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    order = np.argsort(-prediction.scores, kind="stable")
+    shown = order[: max(len(prediction.labels), min(5, len(labels)))][:12]
+    best = int(order[0])
+    colours, opacity = heat_map(prediction.patch_scores[:, :, best], small.size)
+    warm = small.copy()
+    warm.paste(colours, (0, 0), opacity)
+
+    page = Image.new("RGB", (WIDTH, height + 3 * MARGIN + 2 * ROW + ROW * len(shown)), PAPER)
+    draw = ImageDraw.Draw(page)
+    font, caption = ImageFont.load_default(16), ImageFont.load_default(13)
+    draw.text((MARGIN, MARGIN), _fit(draw, title, caption, width), INK, caption)
+    draw.text((2 * MARGIN + width, MARGIN), _fit(draw, f"where: {labels[best]}", caption, width), ACCENT, caption)
+    top = MARGIN + ROW
+    page.paste(small, (MARGIN, top))
+    page.paste(warm, (2 * MARGIN + width, top))
+    _draw_scores(draw, top + height + MARGIN, shown, prediction, labels, thresholds, font, caption)
+    return page
+
+
+def _draw_scores(
+    draw: ImageDraw.ImageDraw,
+    top: int,
+    shown: np.ndarray,
+    prediction: Prediction,
+    labels: tuple[str, ...],
+    thresholds: np.ndarray,
+    font: ImageFont.FreeTypeFont,
+    caption: ImageFont.FreeTypeFont,
+) -> None:
+    """One row a label: name, bar, score; a tick on the bar marks the threshold, chosen labels are in colour."""
+    left, right = MARGIN + 200, WIDTH - MARGIN - 70
+    low = min(float(prediction.scores.min()), float(thresholds[shown].min()))
+    high = max(float(prediction.scores.max()), float(thresholds[shown].max()))
+
+    def place(score: float) -> float:
+        return left + (right - left) * (0.03 + 0.94 * (score - low) / max(high - low, 1e-6))
+
+    for row, index in enumerate(shown):
+        y = top + ROW * row
+        score, chosen = float(prediction.scores[index]), labels[index] in prediction.labels
+        draw.text((MARGIN, y + 4), _fit(draw, labels[index], font, 190), INK if chosen else MUTED, font)
+        draw.rounded_rectangle((left, y + 8, right, y + 20), 6, TRACK)
+        draw.rounded_rectangle((left, y + 8, place(score), y + 20), 6, ACCENT if chosen else MUTED)
+        tick = place(float(thresholds[index]))
+        draw.line((tick, y + 5, tick, y + 23), INK, 2)
+        draw.text((WIDTH - MARGIN - 60, y + 4), f"{score:+.3f}", INK if chosen else MUTED, font)
+    draw.text(
+        (MARGIN, top + ROW * len(shown) + 6),
+        "bar: score, from the picture's lowest to its highest    tick: threshold    colour: chosen",
+        MUTED,
+        caption,
+    )
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def save_overlay(path: Path, page: Image.Image) -> None:
+    """Write a PNG; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path, "PNG")

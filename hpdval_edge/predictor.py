@@ -1,0 +1,117 @@
+"""``Predictor``: pictures in, labels and scores out, wherever the bundle runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from PIL import Image
+
+from hpdval_edge.bundle import Bundle, load_bundle
+from hpdval_edge.errors import UsageError
+from hpdval_edge.images import normalise, open_rgb, resize_squash
+from hpdval_edge.runtimes import load_engine
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one picture shows.
+
+    labels: chosen ones, best first. scores: float32 [C] in the manifest's order, cosines of about -1..1.
+    patch_scores: float32 [rows, columns, C], the local view's cosine of each patch with each label.
+    """
+
+    labels: tuple[str, ...]
+    scores: np.ndarray
+    patch_scores: np.ndarray
+
+
+class Predictor:
+    """Runs a bundle on pictures; never imports torch unless the torchscript backend is asked for.
+
+    Args:
+        model: path of a bundle, or a Bundle.
+        backend: ``auto`` or one of the names in ``hpdval_edge.runtimes``.
+        threshold: ``fitted`` takes the bundle's own, fitted on validation; a number serves all labels alike.
+        top: choose the N best labels instead, whatever their scores.
+        threads: CPU threads, 0 for the engine's own choice.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Bundle,
+        backend: str = "auto",
+        *,
+        threshold: str | float = "fitted",
+        top: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.bundle = model if isinstance(model, Bundle) else load_bundle(model)
+        self.engine = load_engine(self.bundle, backend, threads)
+        self.top = top
+        self.thresholds = _thresholds(threshold, self.bundle.thresholds)
+        if top is not None and not 1 <= top <= len(self.labels):
+            raise UsageError(
+                f"top={top}, but the bundle has {len(self.labels)} labels; choose 1 to {len(self.labels)}."
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels, in the order of the scores."""
+        return self.bundle.manifest.labels
+
+    @overload
+    def __call__(self, pictures: Picture) -> Prediction: ...
+
+    @overload
+    def __call__(self, pictures: Sequence[Picture]) -> list[Prediction]: ...
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> Prediction | list[Prediction]:
+        """Predict one picture or a list of them, each a path, a PIL image or uint8 [H, W, 3] RGB.
+
+        Raises:
+            BadData: a picture that cannot be read, named. ValueError: an array that is not uint8 [H, W, 3].
+        """
+        single = isinstance(pictures, (str, Path, Image.Image, np.ndarray))
+        batch = [pictures] if single else list(pictures)
+        if not batch:
+            return []
+        size = self.bundle.manifest.image_size
+        predictions = self.predict_pixels(np.stack([resize_squash(as_image(picture), size) for picture in batch]))
+        return predictions[0] if single else predictions
+
+    def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
+        """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""
+        manifest = self.bundle.manifest
+        scores, patch_scores = self.engine(normalise(pixels, manifest.mean, manifest.std))
+        maps = patch_scores.reshape(len(scores), *manifest.grid, -1)
+        return [Prediction(self._choose(row), row, grid) for row, grid in zip(scores, maps, strict=True)]
+
+    def _choose(self, scores: np.ndarray) -> tuple[str, ...]:
+        order = np.argsort(-scores, kind="stable")
+        chosen = order[: self.top] if self.top else [i for i in order if scores[i] >= self.thresholds[i]]
+        return tuple(self.labels[i] for i in chosen)
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """A path, PIL image or uint8 [H, W, 3] array as an RGB PIL image."""
+    if isinstance(picture, (str, Path)):
+        return open_rgb(picture)
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        found = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"a picture must be a path, a PIL image or uint8 [H, W, 3], got {found}")
+    return Image.fromarray(picture)
+
+
+def _thresholds(threshold: str | float, fitted: np.ndarray) -> np.ndarray:
+    if threshold == "fitted":
+        return fitted
+    try:
+        return np.full_like(fitted, float(threshold))
+    except ValueError:
+        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a number.") from None

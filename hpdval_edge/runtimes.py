@@ -1,0 +1,128 @@
+"""Engines that run a bundle's model. Each takes normalised pictures and the text banks, and gives scores."""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hpdval_edge.bundle import MODEL, TORCHSCRIPT, Bundle
+from hpdval_edge.errors import BadData, MissingDependency, UsageError
+
+PLANNED = ("openvino", "tensorrt", "tensorrt-rtx")
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    name: str
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images float32 [B, 3, S, S], normalised -> scores float32 [B, C], patch cosines float32 [B, N, C]."""
+        ...
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # 3: errors only; its warnings about nodes left on the CPU would land between the user's lines.
+        options.log_severity_level = 3
+        failures = (
+            onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+            onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+            onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+            onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+        )
+        try:
+            self.session = onnxruntime.InferenceSession(bundle.read(MODEL), options, providers=["CPUExecutionProvider"])
+        except failures as error:
+            raise BadData(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.path}/{MODEL}: {error}."
+            ) from error
+        self.banks = {"text_global": bundle.text_global, "text_local": bundle.text_local}
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, patch_scores = self.session.run(["scores", "patch_scores"], {"image": images, **self.banks})
+        return scores, patch_scores
+
+
+class TorchScriptEngine:
+    """TorchScript; needs torch and a bundle exported with ``--to torchscript``."""
+
+    name = "torchscript"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise MissingDependency(
+                "backend torchscript needs PyTorch: pip install 'hpdval-edge[export]'; or use --backend onnxruntime."
+            ) from None
+        if threads:
+            torch.set_num_threads(threads)
+        with warnings.catch_warnings():
+            # PyTorch deprecates TorchScript; `hpedge export --help` says so, a warning here helps nobody.
+            warnings.simplefilter("ignore")
+            self.module = torch.jit.load(io.BytesIO(bundle.read(TORCHSCRIPT)), map_location="cpu")
+        self.banks = (torch.from_numpy(bundle.text_global), torch.from_numpy(bundle.text_local))
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        with torch.no_grad():
+            scores, patch_scores = self.module(torch.from_numpy(images), *self.banks)
+        return scores.numpy(), patch_scores.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A way to run a bundle: ``refuses`` says why it cannot, or None."""
+
+    name: str
+    load: Callable[[Bundle, int], Engine]
+    refuses: Callable[[Bundle], str | None]
+
+
+def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
+    def refuses(bundle: Bundle) -> str | None:
+        return None if name in bundle.manifest.files else f"the bundle holds no {name}; export with {option}"
+
+    return refuses
+
+
+BACKENDS = (
+    Backend("onnxruntime", OnnxRuntimeEngine, _needs_file(MODEL, "--to onnx")),
+    Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),
+)
+
+
+def load_engine(bundle: Bundle, backend: str = "auto", threads: int = 0) -> Engine:
+    """Load ``bundle`` with the named backend, or with the first that takes it; a named one never falls back.
+
+    Args:
+        threads: CPU threads, 0 for the engine's own choice.
+
+    Raises:
+        UsageError: unknown backend, or a named one that refuses, with its reason.
+        MissingDependency: a backend's package is absent, or it is not part of this version.
+    """
+    if backend in PLANNED:
+        raise MissingDependency(f"backend {backend!r} is not in this version yet; use onnxruntime.")
+    reasons = []
+    for candidate in BACKENDS:
+        if backend in ("auto", candidate.name):
+            reason = candidate.refuses(bundle)
+            if reason is None:
+                return candidate.load(bundle, threads)
+            reasons.append(f"{candidate.name}: {reason}")
+    known = ", ".join(candidate.name for candidate in BACKENDS)
+    raise UsageError("; ".join(reasons) + "." if reasons else f"backend {backend!r} is not one of auto, {known}.")

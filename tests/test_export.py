@@ -1,0 +1,137 @@
+"""Export: what is written, that it is verified, that a failed export leaves nothing."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from hpdval_edge.atomic import write_text
+from hpdval_edge.bundle import load_bundle
+from hpdval_edge.errors import CheckFailed, UsageError
+from hpdval_edge.export import export as module
+from hpdval_edge.export.deployed import Deployed
+from hpdval_edge.training.evaluate import model_scorer
+from hpdval_edge.training.model import load_model
+from hpdval_edge.training.run_folder import find_run
+
+
+@pytest.fixture
+def work(tiny_run, monkeypatch):
+    monkeypatch.chdir(tiny_run)
+    return tiny_run
+
+
+def session_of(bundle):
+    return onnxruntime.InferenceSession(bundle.read("model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def test_the_bundle_holds_what_the_contract_lists(tiny_bundle):
+    names = {path.name for path in tiny_bundle.iterdir()}
+    assert names == {
+        "manifest.json", "model.onnx", "model.ts", "text.safetensors", "thresholds.json", "golden.npz", "MODEL_CARD.md",
+    }  # fmt: skip
+    manifest = load_bundle(tiny_bundle).manifest
+    assert manifest.precision == "fp16"
+    assert manifest.labels == ("red", "green", "blue", "bright square")
+    assert (manifest.image_size, manifest.grid, manifest.embed_dim, manifest.topk) == (32, (4, 4), 24, 8)
+    assert manifest.provenance["run"] == "tiny"
+    assert (tiny_bundle.parents[1] / "last-export").read_text().strip() == "runs/tiny/model.hpedge"
+
+
+def test_onnx_is_half_precision_with_single_precision_islands(tiny_bundle):
+    """Planted mistake: normalising in half precision, where eps 1e-12 is 0."""
+    model = onnx.load_from_string(load_bundle(tiny_bundle).read("model.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version >= 18
+    kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    shapes = {value.name: value.type.tensor_type for value in [*model.graph.input, *model.graph.output]}
+    assert list(shapes) == ["image", "text_global", "text_local", "scores", "patch_scores"]
+    assert {value.elem_type for value in shapes.values()} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("classes", [1, 4, 300])
+def test_text_banks_are_inputs_of_any_size(tiny_bundle, batch, classes):
+    bundle = load_bundle(tiny_bundle)
+    rng = np.random.default_rng(0)
+    bank = rng.standard_normal((classes, 24)).astype(np.float32)
+    feed = {
+        "image": rng.standard_normal((batch, 3, 32, 32)).astype(np.float32),
+        "text_global": bank,
+        "text_local": bank,
+    }
+    scores, patch_scores = session_of(bundle).run(None, feed)
+    assert scores.shape == (batch, classes)
+    assert patch_scores.shape == (batch, 16, classes)
+    best = np.sort(patch_scores, axis=1)[:, -8:].mean(axis=1)
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    assert np.abs(scores - 0.6 * best).max() <= 0.4 + 1e-5
+    again = session_of(bundle).run(None, {**feed, "text_global": unit, "text_local": 5 * bank})[0]
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+
+
+def test_float32_export_is_closer_than_half(work, tmp_path):
+    report = module.export(find_run("tiny"), precision="fp32", targets=("onnx",), out=tmp_path / "full.hpedge")
+    assert report.max_error["onnx"] <= 1e-5
+    assert report.tolerance == 1e-4
+    assert report.label_flips == {"onnx": 0}
+
+
+def test_an_export_that_differs_is_refused_and_the_old_bundle_stays(work, tiny_bundle, monkeypatch):
+    """Planted mistake: compare the exported model with itself."""
+    before = (tiny_bundle / "manifest.json").read_text()
+    original = Deployed.forward
+
+    def wrong(self, image, text_global, text_local):
+        scores, patch_scores = original(self, image, text_global, text_local)
+        return scores + 0.01, patch_scores
+
+    monkeypatch.setattr(Deployed, "forward", wrong)
+    with pytest.raises(CheckFailed, match=r"differs from float32 PyTorch by 1.*nothing was written"):
+        module.export(find_run("tiny"), precision="fp16", targets=("onnx",), out=None)
+    assert (tiny_bundle / "manifest.json").read_text() == before
+    assert not list(tiny_bundle.parent.glob(".*partial"))
+
+
+def test_golden_scores_are_float32_pytorch(tiny_run, tiny_bundle):
+    images, scores = load_bundle(tiny_bundle).golden()
+    model, _, _ = load_model(tiny_run / "runs" / "tiny" / "weights" / "best.safetensors")
+    assert np.array_equal(model_scorer(model, torch.device("cpu"))(images), scores)
+    assert images.dtype == np.uint8
+    assert len(images) == 16
+
+
+def test_what_cannot_be_exported_is_named(work, tmp_path):
+    run = find_run("tiny")
+    with pytest.raises(UsageError, match="'tensorrt' is not one of onnx, torchscript"):
+        module.export(run, precision="fp16", targets=("tensorrt",), out=None)
+    with pytest.raises(UsageError, match=r"must end in \.hpedge"):
+        module.export(run, precision="fp16", targets=("onnx",), out=tmp_path / "model.onnx")
+    (tmp_path / "mine.hpedge").mkdir()
+    write_text(tmp_path / "mine.hpedge" / "diary.txt", "keep")
+    with pytest.raises(UsageError, match="exists and is no bundle"):
+        module.export(run, precision="fp16", targets=("onnx",), out=tmp_path / "mine.hpedge")
+
+
+def test_l2class_runs_are_refused(work):
+    model, _, _ = load_model(find_run("tiny").weights("best"))
+    model.kind = "l2class"
+    with pytest.raises(UsageError, match="the deployed head is cosine"):
+        Deployed(model, half=False)
+
+
+def test_attention_is_explicit(work):
+    """One scale on q; TensorRT 10.7 gives wrong outputs on the export of fused attention."""
+    deployed = Deployed(load_model(find_run("tiny").weights("best"))[0], half=False)
+    flags = [module.fused_attn for module in deployed.modules() if hasattr(module, "fused_attn")]
+    assert flags == [False, False]
+
+
+def test_card_and_thresholds_travel(tiny_bundle):
+    assert "| bright square |" in (tiny_bundle / "MODEL_CARD.md").read_text()
+    thresholds = json.loads((tiny_bundle / "thresholds.json").read_text())
+    assert list(thresholds) == ["fp16"]
