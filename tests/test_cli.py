@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,9 +18,10 @@ from hpdval_edge.predictor import Prediction
 
 
 @pytest.fixture
-def hpedge(monkeypatch, capsys, tiny_run):
-    """Run the command in the folder of the tiny run; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tiny_run)
+def hpedge(monkeypatch, capsys, tiny_run, tiny_bundle, tmp_path_factory):
+    """Run the command in a copy of the tiny run's folder; returns (exit code, stdout, stderr)."""
+    work = shutil.copytree(tiny_run, tmp_path_factory.mktemp("cli") / "work")
+    monkeypatch.chdir(work)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["hpedge", *map(str, arguments)])

@@ -78,7 +78,6 @@ def test_float32_export_is_closer_than_half(work, tmp_path):
     report = module.export(find_run("tiny"), precision="fp32", targets=("onnx",), out=tmp_path / "full.hpedge")
     assert report.max_error["onnx"] <= 1e-5
     assert report.tolerance == 1e-4
-    assert report.label_flips == {"onnx": 0}
 
 
 def test_an_export_that_differs_is_refused_and_the_old_bundle_stays(work, tiny_bundle, monkeypatch):
