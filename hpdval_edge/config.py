@@ -354,7 +354,7 @@ def load_config(
 def demo_overrides(config: Config) -> dict[str, Any]:
     """What the built-in demo set needs: its own teacher, no download, and steps that suit a 3 M parameter student."""
     steps = {"train.stage1.lr": 2e-4, "train.stage2.lr": 2e-3} if config.preset == "recommended" else {}
-    return {"teacher.spec": DEMO, "student.name": "auto", "student.init": "clip", **steps}
+    return {"teacher.spec": DEMO, "student.name": "auto", "student.init": "auto", **steps}
 
 
 def _validate(config: Config) -> Config:

@@ -1,5 +1,7 @@
 """Students: CLIP's own tower in timm, timm ViTs and CNNs, embedding layers, weights files (METHOD section 3)."""
 
+import json
+
 import open_clip
 import pytest
 import timm
@@ -61,8 +63,50 @@ def test_recommended_student_starts_at_the_teacher(teacher):
     assert patches.shape == (3, 16, 24)
 
 
-def test_student_and_teacher_share_no_memory(teacher):
+def timm_teacher(folder, name="regnetx_002", **vision):
+    """A CLIP with random weights around a timm tower, from files as a user would pass them."""
+    tower = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 64, **vision}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": tower, "text_cfg": text}
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "timm.safetensors")
+    (folder / "timm.json").write_text(json.dumps(config))
+    return load_teacher(f"{folder / 'timm.json'}:{folder / 'timm.safetensors'}", torch.device("cpu"))
+
+
+def test_student_starts_at_a_timm_tower_too(tmp_path):
+    """Planted mistakes: the projection transposed, the tower's random twin, the teacher's mean left out."""
+    teacher = timm_teacher(tmp_path)
+    student, resolved = make_student(StudentConfig(), teacher)
+    assert (resolved.name, resolved.init, resolved.embed) == ("regnetx_002", "clip", "clip_proj")
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        cls, patches = student.eval()(pixels.permute(0, 3, 1, 2).float() / 255)
+    expected = teacher.encode(pixels.numpy(), device=torch.device("cpu"), amp="off")
+    torch.testing.assert_close(cls, expected, atol=1e-4, rtol=1e-4)
+    assert patches.shape == (3, 4, 24)
+    named, same = make_student(StudentConfig(name="regnetx_002"), teacher)
+    assert same == resolved
+    torch.testing.assert_close(named.encoder.stem.conv.weight, teacher.clip.visual.trunk.stem.conv.weight)
+
+
+@pytest.mark.parametrize("vision", [{"timm_proj": "mlp"}, {"timm_pool": "max"}])
+def test_a_timm_tower_that_reads_another_token_is_left_alone(tmp_path, vision):
+    teacher = timm_teacher(tmp_path, **vision)
+    assert spec_of_clip(teacher) is None
+    with pytest.raises(UsageError, match=r"student\.init=clip needs a teacher"):
+        make_student(StudentConfig(init="clip"), teacher)
+
+
+def test_init_clip_refuses_another_architecture(tmp_path):
+    with pytest.raises(UsageError, match=r"takes the teacher's architecture, regnetx_002; student\.name='clip"):
+        make_student(StudentConfig(name="clip-vit", init="random"), timm_teacher(tmp_path))
+
+
+@pytest.mark.parametrize("tower", ["vit", "timm"])
+def test_student_and_teacher_share_no_memory(teacher, tower, tmp_path):
     """METHOD 15 row 8: the release's teacher is the student, so its distillation loss is always 0."""
+    teacher = teacher if tower == "vit" else timm_teacher(tmp_path)
     student, _ = make_student(StudentConfig(), teacher)
     own = {value.data_ptr() for value in student.state_dict().values()}
     assert own.isdisjoint({value.data_ptr() for value in teacher.clip.state_dict().values()})

@@ -10,12 +10,14 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
+from open_clip.timm_model import TimmModel
 from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hpdval_edge.config import StudentConfig
-from hpdval_edge.errors import BadData, MissingDependency, UsageError
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.training.downloads import downloading
 from hpdval_edge.training.teacher import Teacher
 
 CLIP_VIT = "clip-vit"
@@ -134,7 +136,8 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False) -> nn.Module:
         encoder = timm.create_model(spec.name, pretrained=pretrained, num_classes=0)
         if hasattr(encoder, "set_input_size"):
             encoder.set_input_size(img_size=spec.image_size)
-        return encoder
+        # Convolutions run faster so: tf_efficientnet_lite0 learns 33 instead of 19 pictures a second on one x86 core.
+        return encoder.to(memory_format=torch.channels_last)
     return VisionTransformer(
         img_size=spec.image_size,
         patch_size=spec.patch_size,
@@ -150,8 +153,10 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False) -> nn.Module:
 
 
 def spec_of_clip(teacher: Teacher) -> EncoderSpec | None:
-    """Geometry of the teacher's image tower if it is a plain CLIP ViT, else None."""
+    """The teacher's image tower as an encoder: a plain CLIP ViT, or a timm model under one linear layer; else None."""
     visual = teacher.clip.visual
+    if isinstance(visual, TimmModel):
+        return _spec_of_timm_tower(teacher)
     plain = isinstance(visual, open_clip.transformer.VisionTransformer) and visual.pool_type == "tok"
     if not plain or visual.attn_pool is not None or isinstance(visual.ln_pre, nn.Identity):
         return None
@@ -170,8 +175,29 @@ def spec_of_clip(teacher: Teacher) -> EncoderSpec | None:
     )
 
 
+@torch.no_grad()
+def _spec_of_timm_tower(teacher: Teacher) -> EncoderSpec | None:
+    trunk, head = teacher.clip.visual.trunk, teacher.clip.visual.head
+    if [name for name, _ in head.named_parameters()] != ["proj.weight"]:
+        return None
+    # A trunk may pool in a way of its own: it will do only if its output is the class token that the method reads.
+    images = torch.rand(1, 3, teacher.size, teacher.size, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(trunk.parameters()).device)
+    if not torch.allclose(tokens(trunk, images)[0], trunk(images), atol=1e-4, rtol=1e-3):
+        return None
+    return EncoderSpec(trunk.pretrained_cfg["architecture"], teacher.size, teacher.mean, teacher.std)
+
+
+def clip_projection(visual: nn.Module) -> Tensor:
+    """The image tower's last layer, float32 [E, D], a copy."""
+    weight = visual.head.proj.weight if isinstance(visual, TimmModel) else visual.proj.T
+    return weight.detach().clone()
+
+
 def clip_state(visual: nn.Module) -> dict[str, Tensor]:
     """The image tower's weights under timm's names, copies that share no memory with it (METHOD section 15, row 8)."""
+    if isinstance(visual, TimmModel):
+        return {name: value.detach().clone() for name, value in visual.trunk.state_dict().items()}
     renames = (
         ("conv1", "patch_embed.proj"),
         ("transformer.resblocks.", "blocks."),
@@ -222,35 +248,31 @@ def load_encoder_file(encoder: nn.Module, path: Path, name: str) -> None:
 
 def pretrained_encoder(spec: EncoderSpec) -> nn.Module:
     """The timm encoder with its published weights, downloaded by timm; MissingDependency when that fails."""
-    try:
+    remedy = f"copy the file here and pass --student {spec.name}:/path/to/weights, or set student.init=random"
+    with downloading(f"the ImageNet weights of {spec.name}", remedy=remedy):
         return build_encoder(spec, pretrained=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise MissingDependency(
-            f"the ImageNet weights of {spec.name} could not be downloaded ({reason}); "
-            f"copy the file here and pass --student {spec.name}:/path/to/weights, or set student.init=random."
-        ) from error
 
 
 def make_student(config: StudentConfig, teacher: Teacher) -> tuple[Student, StudentConfig]:
     """Build the student and return it with its configuration, every ``auto`` resolved.
 
-    ``auto`` takes the teacher's own architecture and weights where its image tower is a plain CLIP ViT, else ImageNet's
-    ViT-B/16 (METHOD section 13). The embedding layer is CLIP's projection for a CLIP student, else the MLP.
+    ``auto`` takes the teacher's own architecture and weights where ``spec_of_clip`` finds them, else ImageNet's
+    ViT-B/16 (METHOD section 13). The embedding layer is CLIP's projection where the weights are CLIP's, else the MLP.
     """
     clip_spec = spec_of_clip(teacher)
     name, init = config.name, config.init
     if name == "auto":
-        from_clip = init == "clip" or (init == "auto" and clip_spec is not None and not config.weights)
-        name = CLIP_VIT if from_clip else DEFAULT_TIMM
+        from_clip = clip_spec is not None and (init == "clip" or (init == "auto" and not config.weights))
+        name = clip_spec.name if from_clip else DEFAULT_TIMM
     if init == "auto":
-        init = "clip" if name == CLIP_VIT else "imagenet"
+        own = clip_spec is not None and name == clip_spec.name and not config.weights
+        init = "clip" if own or name == CLIP_VIT else "imagenet"
     embed = config.embed if config.embed != "auto" else ("clip_proj" if init == "clip" else "mlp2")
     spec = _student_spec(name, init, config.image_size, clip_spec)
     encoder = _initial_encoder(spec, init, config.weights, teacher)
     student = Student(spec, encoder, embed=embed, embed_act=config.embed_act, embed_dim=teacher.embed_dim)
     if init == "clip":
-        projection = teacher.clip.visual.proj.detach().T.clone()
+        projection = clip_projection(teacher.clip.visual)
         for layer in (student.embed_cls, student.embed_patches):
             if isinstance(layer, nn.Linear):
                 layer.weight.data.copy_(projection)
@@ -262,14 +284,17 @@ def _student_spec(name: str, init: str, size: int, clip_spec: EncoderSpec | None
     if init == "clip" or name == CLIP_VIT:
         if clip_spec is None:
             raise UsageError(
-                "student.init=clip needs a teacher whose image tower is a plain CLIP ViT; name a timm student instead, "
-                "e.g. --student vit_base_patch16_224."
+                "student.init=clip needs a teacher whose image tower is a plain CLIP ViT, or a timm model under one "
+                "linear layer; name a timm student, e.g. --student vit_base_patch16_224 --set student.init=imagenet."
             )
-        if name not in ("auto", CLIP_VIT):
-            raise UsageError(f"student.init=clip takes the teacher's architecture; student.name={name!r} must be auto.")
+        if name != clip_spec.name:
+            raise UsageError(
+                f"student.init={init} takes the teacher's architecture, {clip_spec.name}; "
+                f"student.name={name!r} must be that or auto."
+            )
         if size not in (0, clip_spec.image_size):
             raise UsageError(
-                f"student.image_size={size}, but the CLIP student takes {clip_spec.image_size} px pictures."
+                f"student.image_size={size}, but the teacher's architecture takes {clip_spec.image_size} px pictures."
             )
         return clip_spec
     if not timm.is_model(name):

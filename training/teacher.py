@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from hpdval_edge.atomic import write_file
 from hpdval_edge.config import DEMO
-from hpdval_edge.errors import BadData, MissingDependency, UsageError
+from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import normalise
+from hpdval_edge.training.downloads import downloading
 from hpdval_edge.training.image_store import ImageStore, cache_key
 from hpdval_edge.training.precision import autocast
 from hpdval_edge.training.prompts import TextTower
@@ -114,13 +115,9 @@ def _from_name(name: str, weights: str) -> tuple[nn.Module, Callable, dict]:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights in tags:
-        try:
+        remedy = f"copy the file here and pass --teacher {name}:/path/to/weights"
+        with downloading(f"the weights {weights!r} of {name}", remedy=remedy):
             clip = open_clip.create_model(name, pretrained=weights)
-        except (RuntimeError, OSError) as error:
-            raise MissingDependency(
-                f"the weights {weights!r} of {name} could not be downloaded ({_first_line(error)}); "
-                f"copy the file here and pass --teacher {name}:/path/to/weights."
-            ) from error
         return clip, open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(clip)
     if not Path(weights).is_file():
         raise UsageError(
