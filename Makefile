@@ -4,8 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What an editable install bakes in; every Python and data file is read from the checkout itself.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
-# `make demo DEMO_TRAIN=true` keeps the last run and only exports and infers.
-DEMO_TRAIN ?= ../$(BIN)/hpedge train
 
 .PHONY: help demo test clean
 
@@ -28,7 +26,11 @@ $(BIN)/python:
 
 demo: .venv/installed-run
 	mkdir -p demo
-	cd demo && $(DEMO_TRAIN) && ../$(BIN)/hpedge export --fp16 && ../$(BIN)/hpedge infer images --overlay overlays
+	cd demo && ../$(BIN)/hpedge train > metrics.txt
+	cd demo && ../$(BIN)/hpedge export --fp16
+	cd demo && ../$(BIN)/hpedge infer images --overlay overlays
+	@cat demo/metrics.txt
+	@echo "an overlay picture: $$(ls demo/overlays/*.png | head -n 1)"
 
 test: .venv/installed-dev
 	$(BIN)/ruff check

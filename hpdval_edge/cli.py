@@ -78,24 +78,18 @@ def train(
     from hpdval_edge.config import PROJECT_FILE, load_config, parse_assignments
     from hpdval_edge.report_table import table
 
-    options = {"data.path": data, "data.val": val, "data.test": test, "data.images": images, "data.labels": labels}
-    values: dict[str, Any] = {key: str(Path(value).absolute()) for key, value in options.items() if value is not None}
-    if data == "demo":
-        values["data.path"] = data
-    values |= {"teacher.spec": teacher} if teacher else {}
-    if student:
-        values["student.name"], _, weights = student.partition(":")
-        values |= {"student.weights": str(Path(weights).absolute())} if weights else {}
-    assignments = parse_assignments(set_ or ())
     if stage not in ("1", "2", "all"):
         raise UsageError(f"--stage {stage!r} is not one of 1, 2, all.")
+    sources = {"data.path": data, "data.val": val, "data.test": test, "data.images": images, "data.labels": labels}
+    values = _chosen(sources, teacher, student)
+    assignments = parse_assignments(set_ or ())
     continued = resume or stage == "2"
     if continued and (values or preset):
         given = ", ".join([*values, *(["preset"] if preset else [])])
         raise UsageError(f"a run that goes on keeps its own {given}; leave the option out or start a new run.")
-    config = (
-        None if continued else load_config(preset=preset, project=Path(PROJECT_FILE), values={**values, **assignments})
-    )
+    config = None
+    if not continued:
+        config = load_config(preset=preset, project=Path(PROJECT_FILE), values={**values, **assignments})
     module = _training("train")
     options = module.TrainOptions(name=name, stage=stage, resume=resume, stop_after=stop_after)
     try:
@@ -109,6 +103,20 @@ def train(
         return
     typer.echo(table(reports))
     typer.echo(f"run {run.path} is done; next: hpedge export --fp16")
+
+
+def _chosen(sources: dict[str, str | None], teacher: str | None, student: str | None) -> dict[str, Any]:
+    """Configuration keys of the options that were given; paths become absolute."""
+    values: dict[str, Any] = {key: str(Path(value).absolute()) for key, value in sources.items() if value is not None}
+    if sources["data.path"] == "demo":
+        values["data.path"] = "demo"
+    if teacher:
+        values["teacher.spec"] = teacher
+    if student:
+        values["student.name"], _, weights = student.partition(":")
+        if weights:
+            values["student.weights"] = str(Path(weights).absolute())
+    return values
 
 
 @app.command(
