@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hpdval_edge.errors import UsageError
+from hpdval_edge.presets import DEMO, PRESETS, demo_overrides
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,7 +20,6 @@ else:
     import tomli as tomllib
 
 PROJECT_FILE = "hpedge.toml"
-DEMO = "demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class LossConfig:
 class StageConfig:
     """Length and step size of one stage.
 
-    lr 0: the presets' printed 1e-5 for a student that starts from CLIP, else 3e-4. head_lr_mult speeds up the embedding
+    lr 0: the presets' printed 1e-5 for a student that starts from CLIP, else 1e-3. head_lr_mult speeds up the embedding
     layer; 0: 1 for CLIP's own projection, else 3.
     """
 
@@ -191,43 +191,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportSection = field(default_factory=ExportSection)
     infer: InferSection = field(default_factory=InferSection)
-
-
-PRINTED_STEPS = {"train.stage1.lr": 1e-5, "train.stage2.lr": 5e-6, "train.stage1.head_lr_mult": 1.0}
-PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {},
-    "paper": {
-        "student.name": "vit_base_patch16_224.augreg_in1k",
-        "student.init": "imagenet",
-        "student.embed": "mlp2",
-        "fuse.topk": 32,
-        "loss.rebalance": "class",
-        "loss.pos_scale": "eq14",
-        "prompt.init": "gaussian",
-        "sc.target": "global",
-        **PRINTED_STEPS,
-        "train.ema": 0.0,
-        "eval.select": "last",
-    },
-    "release": {
-        "student.init": "clip",
-        "student.embed": "clip_proj",
-        "sim.kind": "l2class",
-        "sim.logit_scale": "1",
-        "fuse.alpha": 0.6,
-        "fuse.topk": 32,
-        "loss.rebalance": "instance",
-        "loss.kappa_mode": "code",
-        "loss.pos_scale": "10",
-        "loss.focal": "batch",
-        "prompt.init": "words",
-        "sc.target": "local",
-        **PRINTED_STEPS,
-        "train.stage2.lr": 1e-5,
-        "train.batch_size": 16,
-        "data.aug": "strong",
-    },
-}
 
 
 def _attribute(key: str) -> str:
@@ -346,15 +309,9 @@ def load_config(
     config = override(Config(preset=chosen), PRESETS[chosen])
     requested = override(override(config, project_values), values)
     if requested.data.path == DEMO:
-        config = override(config, demo_overrides(config))
+        config = override(config, demo_overrides(chosen, [*project_values, *values]))
         requested = override(override(config, project_values), values)
     return _validate(requested)
-
-
-def demo_overrides(config: Config) -> dict[str, Any]:
-    """What the built-in demo set needs: its own teacher, no download, and steps that suit a 3 M parameter student."""
-    steps = {"train.stage1.lr": 2e-4, "train.stage2.lr": 2e-3} if config.preset == "recommended" else {}
-    return {"teacher.spec": DEMO, "student.name": "auto", "student.init": "auto", **steps}
 
 
 def _validate(config: Config) -> Config:

@@ -3,8 +3,9 @@
 import pytest
 import tomli_w
 
-from hpdval_edge.config import PRESETS, Config, as_table, flatten, load_config, override, parse_assignments, read_toml
+from hpdval_edge.config import Config, as_table, flatten, load_config, override, parse_assignments, read_toml
 from hpdval_edge.errors import UsageError
+from hpdval_edge.presets import DEMO_STUDENT, PRESETS
 
 
 def test_values_win_over_project_over_preset(tmp_path):
@@ -50,9 +51,19 @@ def test_presets_differ_where_the_method_says():
 def test_demo_needs_no_download_whatever_the_preset():
     for preset in PRESETS:
         config = load_config(preset=preset)
-        assert (config.teacher.spec, config.student.init) == ("demo", "clip")
+        assert (config.teacher.spec, config.student.name, config.student.init) == ("demo", "auto", "auto")
     assert load_config(values={"data.path": "photos"}).teacher.spec == "ViT-B-16-quickgelu:openai"
     assert load_config(values={"teacher.spec": "mine:file"}).teacher.spec == "mine:file"
+
+
+def test_demo_settings_follow_its_own_student_only():
+    """Planted mistake: 160 px forced on the student that the user named."""
+    assert load_config().student.image_size == DEMO_STUDENT["student.image_size"]
+    assert load_config(values={"fuse.topk": 2}).fuse.topk == 2
+    for values in ({"student.name": "vit_tiny_patch16_224"}, {"teacher.spec": "mine:file"}):
+        config = load_config(values=values)
+        assert (config.student.image_size, config.fuse.topk) == (0, 0)
+    assert load_config(preset="paper").student.image_size == 0
 
 
 @pytest.mark.parametrize(

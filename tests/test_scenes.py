@@ -10,7 +10,8 @@ from PIL import Image
 
 from hpdval_edge.errors import BadData
 from hpdval_edge.training import scenes
-from hpdval_edge.training.scenes import KINDS, SIZE, caption, draw_scene, make_scenes_lt, split_counts
+from hpdval_edge.training.scene_captions import caption, mention
+from hpdval_edge.training.scenes import KINDS, SIZE, draw_scene, make_scenes_lt, split_counts
 
 
 def _rng(*seed: int) -> np.random.Generator:
@@ -214,22 +215,30 @@ def test_make_refuses(tmp_path, seed, workers):
         make_scenes_lt(tmp_path / "scenes-lt", seed=seed, workers=workers)
 
 
-def test_captions_name_only_what_is_there():
+def test_captions_name_all_they_are_given_in_order():
     rng, kinds = _rng(0), [4, 17, 18]
     names = [KINDS[kind] for kind in kinds]
-    lengths = []
-    for _ in range(400):
-        text = caption(kinds, rng)
-        found = re.findall(rf"\ba ({'|'.join(KINDS)})\b", text)
-        assert set(found) <= set(names) and len(found) == len(set(found)) >= 1
-        listed = " and ".join([", ".join(f"a {name}" for name in found[:-1])] * (len(found) > 1) + [f"a {found[-1]}"])
-        assert re.sub(r"^(a (photo|picture|snapshot) of|an image with) ", "", text).removesuffix(".") == listed
-        lengths.append(len(found))
-    assert np.mean(lengths) == pytest.approx(3 * 0.75, abs=0.15) and max(lengths) == 3
+    for count in (1, 2, 3):
+        listed = " and ".join(
+            [", ".join(f"a {n}" for n in names[: count - 1])] * (count > 1) + [f"a {names[count - 1]}"]
+        )
+        for _ in range(40):
+            text = caption(kinds[:count], rng)
+            assert re.sub(r"^(a (photo|picture|snapshot) of|an image with) ", "", text).removesuffix(".") == listed
+
+
+def test_mention_leaves_kinds_out_but_never_all():
+    rng, kinds = _rng(0), [4, 17, 18]
+    named = [mention(kinds, rng) for _ in range(400)]
+    assert all(names and set(names) <= set(kinds) and len(set(names)) == len(names) for names in named)
+    # Three kinds with probability 1/2 each, and one in the 1/8 of captions that would be empty.
+    assert np.mean([len(names) for names in named]) == pytest.approx(1.625, abs=0.12)
+    assert {tuple(names) for names in named if len(names) == 2} == {(a, b) for a in kinds for b in kinds if a != b}
 
 
 def test_the_plain_prompt_is_among_the_captions():
     for kind, name in enumerate(KINDS):
         assert f"a photo of a {name}." in {caption([kind], _rng(kind, draw)) for draw in range(60)}
-    with pytest.raises(ValueError, match="20"):
-        caption([20], _rng(0))
+    for refused in (caption, mention):
+        with pytest.raises(ValueError, match="20"):
+            refused([20], _rng(0))

@@ -90,6 +90,13 @@ def test_student_starts_at_a_timm_tower_too(tmp_path):
     torch.testing.assert_close(named.encoder.stem.conv.weight, teacher.clip.visual.trunk.stem.conv.weight)
 
 
+def test_a_cnn_tower_takes_pictures_of_another_size(tmp_path, teacher):
+    student, resolved = make_student(StudentConfig(image_size=96), timm_teacher(tmp_path))
+    assert (resolved.image_size, student.spec.image_size, student.grid) == (96, 96, (3, 3))
+    with pytest.raises(UsageError, match=r"image_size=96, but the teacher's architecture takes 32 px"):
+        make_student(StudentConfig(image_size=96), teacher)
+
+
 @pytest.mark.parametrize("vision", [{"timm_proj": "mlp"}, {"timm_pool": "max"}])
 def test_a_timm_tower_that_reads_another_token_is_left_alone(tmp_path, vision):
     teacher = timm_teacher(tmp_path, **vision)

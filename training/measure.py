@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from hpdval_edge.bundle import MANIFEST
-from hpdval_edge.config import DEMO, load_config
+from hpdval_edge.config import load_config
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.predictor import Predictor
+from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress
 from hpdval_edge.training.dataset import LabelledImages
 from hpdval_edge.training.evaluate import Scorer, model_scorer, report, score_store

@@ -2,7 +2,7 @@
 
 Nothing is downloaded: each picture is drawn from a seed with Pillow and numpy. Two styles exist. ``full`` is the domain
 the student learns: textured places, occlusion, a poor camera. ``web`` is plainer, with few and large objects: the
-pictures that the tiny demo teacher is trained on, together with ``caption``.
+pictures that the tiny demo teacher is trained on, together with scene_captions.py.
 """
 
 import csv
@@ -70,7 +70,6 @@ SMALLEST = 14.0
 # The fraction of its own pixels that each object keeps, whatever hides it, the frame included.
 MIN_VISIBLE = {"full": 0.4, "web": 0.75}
 MOST_KINDS = 5
-CAPTIONS = ("a photo of {}.", "a photo of {}", "{}", "{}.", "a picture of {}", "a snapshot of {}.", "an image with {}")
 STAMP = "scenes.json"
 
 
@@ -187,7 +186,8 @@ def _background(kinds: Sequence[int], style: str, rng: np.random.Generator) -> t
     return picture, horizon
 
 
-def _check_kinds(kinds: Sequence[int]) -> None:
+def check_kinds(kinds: Sequence[int]) -> None:
+    """Raise ValueError unless ``kinds`` lists 1 to 20 places in ``KINDS``."""
     if not 1 <= len(kinds) <= len(KINDS) or not all(0 <= kind < len(KINDS) for kind in kinds):
         raise ValueError(f"kinds must list 1 to {len(KINDS)} numbers in 0..{len(KINDS) - 1}, got {list(kinds)}.")
 
@@ -200,7 +200,7 @@ def plan_scene(kinds: Sequence[int], *, rng: np.random.Generator, style: str = "
     """
     if style not in STYLES:
         raise ValueError(f"style {style!r} is not one of {', '.join(STYLES)}.")
-    _check_kinds(kinds)
+    check_kinds(kinds)
     # One stream each, so that what one part draws does not shift the others.
     place_seed, things_seed, camera_seed = rng.integers(2**63, size=3).tolist()
     background, horizon = _background(kinds, style, np.random.default_rng(place_seed))
@@ -238,19 +238,6 @@ def draw_scene(kinds: Sequence[int], *, rng: np.random.Generator, style: str = "
         ValueError: as ``plan_scene``.
     """
     return render(plan_scene(kinds, rng=rng, style=style))
-
-
-def caption(kinds: Sequence[int], rng: np.random.Generator) -> str:
-    """Describe a picture of ``kinds`` in English; each kind is left out with probability 1/4, but never all of them.
-
-    Raises:
-        ValueError: as ``plan_scene``.
-    """
-    _check_kinds(kinds)
-    kept = [kind for kind in kinds if rng.random() >= 0.25] or [kinds[rng.integers(len(kinds))]]
-    names = [f"a {KINDS[kind]}" for kind in rng.permutation(kept)]
-    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return CAPTIONS[rng.integers(len(CAPTIONS))].format(listed)
 
 
 def split_counts(split: str) -> np.ndarray:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpdval_edge.config import DEMO, Config, as_table, flatten, override
+from hpdval_edge.config import Config, as_table, flatten, override
 from hpdval_edge.errors import UsageError
+from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training.dataset import LabelledImages, Splits
 from hpdval_edge.training.image_store import ImageStore
@@ -25,7 +26,7 @@ from hpdval_edge.training.teacher import Teacher, cached_embeddings, load_teache
 
 RECOMMENDED_TOPK = 32
 FEW_PATCHES = 64
-CLIP_LR, OTHER_LR = 1e-5, 3e-4
+CLIP_LR, OTHER_LR = 1e-5, 1e-3
 NEW_HEAD_LR_MULT = 3.0
 
 

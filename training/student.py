@@ -43,6 +43,11 @@ class EncoderSpec:
     mlp_ratio: float = 4.0
     quick_gelu: bool = False
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether trained weights fit one picture size only, as position embeddings do; a CNN's fit any."""
+        return self.name == CLIP_VIT or hasattr(timm.create_model(self.name, num_classes=0), "set_input_size")
+
     def to_json(self) -> str:
         """One line for the weights file's metadata."""
         return json.dumps(asdict(self))
@@ -292,11 +297,11 @@ def _student_spec(name: str, init: str, size: int, clip_spec: EncoderSpec | None
                 f"student.init={init} takes the teacher's architecture, {clip_spec.name}; "
                 f"student.name={name!r} must be that or auto."
             )
-        if size not in (0, clip_spec.image_size):
+        if size not in (0, clip_spec.image_size) and clip_spec.fixed_size:
             raise UsageError(
                 f"student.image_size={size}, but the teacher's architecture takes {clip_spec.image_size} px pictures."
             )
-        return clip_spec
+        return replace(clip_spec, image_size=size or clip_spec.image_size)
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]) or "see timm.list_models()"
         raise UsageError(f"student {name!r} is no model of timm {timm.__version__}; close: {close}.")

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hpdval_edge.atomic import write_file
-from hpdval_edge.config import DEMO
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import normalise
+from hpdval_edge.presets import DEMO
 from hpdval_edge.training.downloads import downloading
 from hpdval_edge.training.image_store import ImageStore, cache_key
 from hpdval_edge.training.precision import autocast

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from hpdval_edge.atomic import write_text
-from hpdval_edge.config import DEMO, Config, override
+from hpdval_edge.config import Config, override
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training import model_card
 from hpdval_edge.training.evaluate import model_scorer, report, score_store
