@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hpdval_edge.errors import UsageError
+from hpdval_edge.export.fold import fold_batch_norms
 from hpdval_edge.training.model import DualView
 from hpdval_edge.training.student import tokens
 
@@ -17,6 +18,7 @@ class Deployed(nn.Module):
     forward: image float32 [B, 3, S, S], normalised with the manifest's mean and std; text_global and text_local float32
     [C, E], any C >= 1 -> scores float32 [B, C], patch cosines float32 [B, N, C] (eqs 4, 5, 8, 9).
 
+    The model given is used up: its batch norms are folded, and with ``half`` it is rounded, in place.
     With ``half`` the encoder and the embedding layer hold and compute float16; the L2 norms (1e-12 is 0 in float16),
     the similarities and everything after them stay float32.
     """
@@ -28,7 +30,9 @@ class Deployed(nn.Module):
                 f"this run scores with sim.kind={model.kind}, the deployed head is cosine; train with sim.kind=cosine."
             )
         student = model.student
-        self.encoder = student.encoder
+        self.encoder = student.encoder.eval()
+        size = student.spec.image_size
+        fold_batch_norms(self.encoder, torch.zeros(1, 3, size, size, device=student.mean.device))
         self.embed_cls, self.embed_patches = student.embed_cls, student.embed_patches
         self.alpha, self.topk = model.alpha, min(model.topk, student.num_patches)
         self.dtype = torch.float16 if half else torch.float32
