@@ -14,7 +14,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
+def disk_errors(target: Path) -> Iterator[None]:
+    """Inside, a full disk or a folder that may not be written is a MissingDependency that names ``target``."""
     try:
         yield
     except OSError as error:
@@ -32,7 +33,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
 
 def write_file(target: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary sibling, then rename it to ``target``; on any error ``target`` stays as it was."""
-    with _disk_errors(target):
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
         os.close(handle)
@@ -57,7 +58,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     An older ``target`` is moved aside first and removed last, so a killed process leaves the old or the new one, and at
     worst a hidden ``.partial`` sibling, which the next call removes.
     """
-    with _disk_errors(target):
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for stale in target.parent.glob(f".{target.name}.*.partial"):
             shutil.rmtree(stale, ignore_errors=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hpdval_edge.atomic import write_file
 from hpdval_edge.predictor import Prediction
 
 WIDTH = 640
@@ -112,5 +113,4 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
 
 def save_overlay(path: Path, page: Image.Image) -> None:
     """Write a PNG; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, "PNG")
+    write_file(path, lambda partial: page.save(partial, "PNG"))

@@ -1,6 +1,7 @@
 """The demo set: repeatable pictures, honest labels, and a folder that is whole or absent."""
 
 import csv
+import errno
 import json
 import re
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval_edge.errors import BadData
+from hpdval_edge.errors import BadData, MissingDependency
 from hpdval_edge.training import scenes
 from hpdval_edge.training.scene_captions import caption, mention
 from hpdval_edge.training.scenes import KINDS, SIZE, draw_scene, make_scenes_lt, split_counts
@@ -207,6 +208,16 @@ def test_the_slower_of_two_writers_yields(folder, tmp_path):
     (tmp_path / "late").mkdir()
     scenes._move_into_place(tmp_path / "late", folder, 0)
     assert len(list((folder / "train").iterdir())) == 600
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(MissingDependency, match=r"no space left to write .*scenes-lt; free some disk space"):
+        make_scenes_lt(tmp_path / "scenes-lt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("seed", "workers"), [(-1, 1), (0, 0)])

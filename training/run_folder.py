@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hpdval_edge.atomic import new_folder, write_file, write_text
+from hpdval_edge.atomic import disk_errors, new_folder, write_file, write_text
 from hpdval_edge.config import Config, as_table, load_config, read_toml
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.stages import Cursor
@@ -140,7 +140,8 @@ def create_run(name: str | None, default: str) -> RunFolder:
         number = 1
         while (path := RUNS / (stem if number == 1 else f"{stem}-{number}")).exists():
             number += 1
-    path.mkdir(parents=True)
+    with disk_errors(path):
+        path.mkdir(parents=True)
     return RunFolder(path)
 
 

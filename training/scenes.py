@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hpdval_edge.atomic import disk_errors
 from hpdval_edge.errors import BadData
 from hpdval_edge.training import scene_painting as painting
 from hpdval_edge.training.scene_objects import DRAWINGS
@@ -345,6 +346,7 @@ def make_scenes_lt(folder: Path, *, seed: int = 0, workers: int | None = None) -
     Raises:
         ValueError: a negative seed, or less than one worker.
         BadData: ``folder`` holds something else.
+        MissingDependency: no space, or no permission to write there.
     """
     workers = 1 if workers is None else workers
     if seed < 0 or workers < 1:
@@ -353,18 +355,23 @@ def make_scenes_lt(folder: Path, *, seed: int = 0, workers: int | None = None) -
     folder = folder.absolute()
     if _is_complete(folder, seed):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
-        building = Path(unfinished) / folder.name
-        building.mkdir()
-        for number, (split, pictures) in enumerate(SPLITS.items()):
-            # numpy pads seeds with zeros, [s, 0] and [s, 0, 0] being one: a number no split has keeps the labels apart.
-            rng = np.random.default_rng([seed, len(SPLITS), number])
-            labels = long_tailed_labels(pictures=pictures, counts=split_counts(split), rng=rng)
-            _write_split(building, split, labels, seed=seed, workers=workers)
-        (building / "labels.txt").write_text("\n".join(KINDS) + "\n", encoding="utf-8")
-        (building / STAMP).write_text(_stamp(seed), encoding="utf-8")
-        _move_into_place(building, folder, seed)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
+            building = Path(unfinished) / folder.name
+            _write_set(building, seed=seed, workers=workers)
+            _move_into_place(building, folder, seed)
+
+
+def _write_set(building: Path, *, seed: int, workers: int) -> None:
+    building.mkdir()
+    for number, (split, pictures) in enumerate(SPLITS.items()):
+        # numpy pads seeds with zeros, [s, 0] and [s, 0, 0] being one: a number no split has keeps the labels apart.
+        rng = np.random.default_rng([seed, len(SPLITS), number])
+        labels = long_tailed_labels(pictures=pictures, counts=split_counts(split), rng=rng)
+        _write_split(building, split, labels, seed=seed, workers=workers)
+    (building / "labels.txt").write_text("\n".join(KINDS) + "\n", encoding="utf-8")
+    (building / STAMP).write_text(_stamp(seed), encoding="utf-8")
 
 
 def _move_into_place(building: Path, folder: Path, seed: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpdval_edge.atomic import write_text
+from hpdval_edge.atomic import new_folder, write_text
 from hpdval_edge.config import Config, override
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.presets import DEMO
@@ -124,10 +124,10 @@ def _leave_examples(session: Session) -> None:
     if EXAMPLES.exists():
         return
     test = session.splits.test
-    EXAMPLES.mkdir()
-    for row in np.linspace(0, len(test) - 1, EXAMPLE_PICTURES).astype(int):
-        source = test.absolute(int(row))
-        (EXAMPLES / source.name).write_bytes(source.read_bytes())
+    with new_folder(EXAMPLES) as folder:
+        for row in np.linspace(0, len(test) - 1, EXAMPLE_PICTURES).astype(int):
+            source = test.absolute(int(row))
+            (folder / source.name).write_bytes(source.read_bytes())
     say(f"{EXAMPLE_PICTURES} pictures of the demo's test split are in {EXAMPLES}/")
 
 
