@@ -6,7 +6,6 @@ from typing import Any
 DEMO = "demo"
 # Chosen on the demo's validation split (docs/benchmarks.md): its objects are small, its student a small CNN.
 DEMO_STUDENT = {
-    "student.image_size": 160,
     "fuse.topk": 4,
     "train.stage1.lr": 1e-3,
     "train.stage2.lr": 2e-3,

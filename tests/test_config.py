@@ -57,13 +57,12 @@ def test_demo_needs_no_download_whatever_the_preset():
 
 
 def test_demo_settings_follow_its_own_student_only():
-    """Planted mistake: 160 px forced on the student that the user named."""
-    assert load_config().student.image_size == DEMO_STUDENT["student.image_size"]
+    """Planted mistake: the demo's k forced on the student that the user named."""
+    assert load_config().fuse.topk == DEMO_STUDENT["fuse.topk"]
     assert load_config(values={"fuse.topk": 2}).fuse.topk == 2
     for values in ({"student.name": "vit_tiny_patch16_224"}, {"teacher.spec": "mine:file"}):
-        config = load_config(values=values)
-        assert (config.student.image_size, config.fuse.topk) == (0, 0)
-    assert load_config(preset="paper").student.image_size == 0
+        assert load_config(values=values).fuse.topk == 0
+    assert load_config(preset="paper").fuse.topk == PRESETS["paper"]["fuse.topk"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def test_demo_teacher_is_small_and_frozen():
     teacher = load_teacher("demo", CPU)
-    assert (teacher.size, teacher.embed_dim) == (112, 128)
+    assert (teacher.size, teacher.embed_dim) == (160, 128)
     assert not any(value.requires_grad for value in teacher.clip.parameters())
     assert not teacher.clip.training
 
