@@ -229,10 +229,8 @@ def test_make_refuses(tmp_path, seed, workers):
 def test_captions_name_all_they_are_given_in_order():
     rng, kinds = _rng(0), [4, 17, 18]
     names = [KINDS[kind] for kind in kinds]
-    for count in (1, 2, 3):
-        listed = " and ".join(
-            [", ".join(f"a {n}" for n in names[: count - 1])] * (count > 1) + [f"a {names[count - 1]}"]
-        )
+    one, two, three = (f"a {name}" for name in names)
+    for count, listed in ((1, one), (2, f"{one} and {two}"), (3, f"{one}, {two} and {three}")):
         for _ in range(40):
             text = caption(kinds[:count], rng)
             assert re.sub(r"^(a (photo|picture|snapshot) of|an image with) ", "", text).removesuffix(".") == listed
