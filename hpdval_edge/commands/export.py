@@ -1,0 +1,47 @@
+"""``hpedge export``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpdval_edge.commands.extras import import_from
+from hpdval_edge.commands.options import Json
+
+
+def export(
+    run: Annotated[str | None, typer.Argument(help="A run; else the last one.")] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half-precision weights, float32 where it matters.")] = False,
+    to: Annotated[
+        str, typer.Option(help="onnx, torchscript (deprecated by PyTorch, for users who load it), comma-separated.")
+    ] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="NAME.hpedge; else runs/<run>/model.hpedge.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write a run as a bundle and verify it against PyTorch on real pictures.
+
+    Examples:
+
+      hpedge export --fp16
+
+      hpedge export runs/birds --to onnx,torchscript --out birds.hpedge
+    """
+    from hpdval_edge.config import PROJECT_FILE, load_config
+
+    project = load_config(project=Path(PROJECT_FILE))
+    precision = "fp16" if fp16 else project.export.precision
+    module = import_from("train,export", "export.export")
+    find_run = import_from("train,export", "training.run_folder").find_run
+    targets = tuple(part.strip() for part in to.split(",") if part.strip())
+    report = module.export(find_run(run), precision=precision, targets=targets, out=out)
+    if json_:
+        fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes")
+        typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
+        return
+    for target, error in report.max_error.items():
+        typer.echo(
+            f"{target} {report.precision}: max |score difference| {error:.1e} on {report.pictures} pictures, "
+            f"{report.tolerance:.0e} allowed; {report.label_flips[target]} labels change"
+        )
+    typer.echo(f"bundle {report.path} ({report.megabytes:.1f} MB) is verified; next: hpedge infer images/")

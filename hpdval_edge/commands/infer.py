@@ -1,0 +1,47 @@
+"""``hpedge infer``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpdval_edge.errors import UsageError
+
+
+def infer(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, globs.", show_default=False)],
+    model: Annotated[Path | None, typer.Option(help="A bundle; else the last export.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, onnxruntime or torchscript.")] = None,
+    threshold: Annotated[str | None, typer.Option(help="'fitted' (on validation) or one score for all labels.")] = None,
+    top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
+    format_: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
+    overlay: Annotated[Path | None, typer.Option(help="Folder for pictures with labels and heat maps.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 8,
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
+) -> None:
+    """Name what pictures show. A folder is searched for pictures; a bad picture is reported and the rest goes on.
+
+    Examples:
+
+      hpedge infer images/
+
+      hpedge infer photo.jpg --model birds.hpedge --top 3 --overlay overlays
+
+      hpedge infer images/ --format jsonl > labels.jsonl
+    """
+    from hpdval_edge import infer as module
+    from hpdval_edge.config import PROJECT_FILE, load_config
+    from hpdval_edge.predictor import Predictor
+
+    if format_ not in module.FORMATS:
+        raise UsageError(f"--format {format_!r} is not one of {', '.join(module.FORMATS)}.")
+    project = load_config(project=Path(PROJECT_FILE)).infer
+    predictor = Predictor(
+        model or module.last_export(),
+        backend or project.backend,
+        threshold=threshold or project.threshold,
+        top=top,
+        threads=threads,
+    )
+    failed = module.infer(predictor, images, format_=format_, overlay=overlay, batch=batch)
+    raise typer.Exit(3 if failed else 0)

@@ -1,0 +1,87 @@
+"""``hpedge train``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpdval_edge.commands.extras import import_from
+from hpdval_edge.commands.options import Images, Json, Set
+from hpdval_edge.errors import UsageError
+
+
+def train(
+    data: Annotated[str | None, typer.Option(help="Folder or list of labelled pictures, see docs/data.md.")] = None,
+    val: Annotated[str | None, typer.Option(help="Validation list; else a part of the training data.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test list for the report.")] = None,
+    images: Images = None,
+    labels: Annotated[str | None, typer.Option(help="File of label names, one a line, in column order.")] = None,
+    preset: Annotated[str | None, typer.Option(help="recommended, paper or release.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="demo, NAME:TAG, NAME:FILE or CONFIG.json:FILE of open_clip.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="A timm model NAME or NAME:FILE; else chosen by the preset.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="1, 2 or all; 2 takes stage 1 from the last run.")] = "all",
+    name: Annotated[str | None, typer.Option(help="Name of the run, a folder in runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last run, or --name's.")] = False,
+    stop_after: Annotated[int | None, typer.Option(help="Stop, resumable, after this many epochs.", min=0)] = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Train both stages, or continue a run. Without --data, the built-in demo set.
+
+    Examples:
+
+      hpedge train
+
+      hpedge train --data photos/train.csv --student tf_efficientnet_lite0
+
+      hpedge train --teacher ViT-B-16-quickgelu:clip.safetensors --set train.stage1.epochs=10
+
+      hpedge train --resume
+    """
+    from hpdval_edge.config import PROJECT_FILE, load_config, parse_assignments
+    from hpdval_edge.report_table import table
+
+    if stage not in ("1", "2", "all"):
+        raise UsageError(f"--stage {stage!r} is not one of 1, 2, all.")
+    sources = {"data.path": data, "data.val": val, "data.test": test, "data.images": images, "data.labels": labels}
+    values = chosen_values(sources, teacher, student)
+    assignments = parse_assignments(set_ or ())
+    continued = resume or stage == "2"
+    if continued and (values or preset):
+        given = ", ".join([*values, *(["preset"] if preset else [])])
+        raise UsageError(f"a run that goes on keeps its own {given}; leave the option out or start a new run.")
+    config = None
+    if not continued:
+        config = load_config(preset=preset, project=Path(PROJECT_FILE), values={**values, **assignments})
+    module = import_from("train", "training.train")
+    options = module.TrainOptions(name=name, stage=stage, resume=resume, stop_after=stop_after)
+    try:
+        run = module.train(config, options, assignments)
+    except module.Interrupted as stopped:
+        typer.echo(f"{stopped}; continue with: hpedge train --resume", err=True)
+        raise typer.Exit(130) from None
+    reports = run.read_json("metrics.json")
+    if json_:
+        typer.echo(json.dumps({"run": str(run.path), "metrics": reports}))
+        return
+    typer.echo(table(reports))
+    typer.echo(f"run {run.path} is done; next: hpedge export --fp16")
+
+
+def chosen_values(sources: dict[str, str | None], teacher: str | None, student: str | None) -> dict[str, Any]:
+    """Configuration keys of the options that were given; paths become absolute."""
+    values: dict[str, Any] = {key: str(Path(value).absolute()) for key, value in sources.items() if value is not None}
+    if sources["data.path"] == "demo":
+        values["data.path"] = "demo"
+    if teacher:
+        values["teacher.spec"] = teacher
+    if student:
+        values["student.name"], _, weights = student.partition(":")
+        if weights:
+            values["student.weights"] = str(Path(weights).absolute())
+    return values
