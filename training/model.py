@@ -83,7 +83,7 @@ class DualView(nn.Module):
         tower = self._tower[0]
         learnt_global = self.prompts(tower, self.prompts.global_context) if self.learns[0] else self.text_global
         learnt_local = self.prompts(tower, self.prompts.local_context) if self.learns[1] else self.text_local
-        return learnt_global.float(), learnt_local.float()
+        return at_least_float32(learnt_global), at_least_float32(learnt_local)
 
     def freeze_banks(self) -> None:
         """Encode the learnt prompts once and drop them: what is deployed (METHOD section 12)."""
@@ -92,8 +92,11 @@ class DualView(nn.Module):
         self.prompts, self._tower = None, ()
 
     def score(self, cls: Tensor, patches: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
-        """cls [B, E], patches [B, N, E], banks [C, E] -> scores [B, C], patch scores [B, N, C], all float32."""
-        cls, patches = cls.float(), patches.float()
+        """cls [B, E], patches [B, N, E], banks [C, E] -> scores [B, C], patch scores [B, N, C].
+
+        Computed and returned in float32, or in float64 where the inputs are.
+        """
+        cls, patches = at_least_float32(cls), at_least_float32(patches)
         if self.kind == "cosine":
             return eager_scores(cls, patches, text_global, text_local, k=self.topk, alpha=self.alpha)
         patch_scores = patches @ text_local.T
@@ -106,6 +109,11 @@ class DualView(nn.Module):
         cls, patches = self.student(images)
         banks = self.banks()
         return Views(cls.float(), *banks, *self.score(cls, patches, *banks))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in its own type where that is wider: float64 shows an error that rounding would hide."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def make_model(config: Config, student: Student, fixed: Tensor) -> DualView:

@@ -261,7 +261,7 @@ class StageTrainer:
 def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
     """Mean absolute difference of [R, E] rows (eqs 2 and 10 as the authors compute them); ``sum`` sums over E first.
 
-    The second argument is a constant; both are float32 and not normalised.
+    The second argument is a constant; both are float32 or float64, and not normalised.
     """
-    gap = (student - teacher.detach().float()).abs()
+    gap = (student - teacher.detach()).abs()
     return gap.mean() if reduction == "mean" else gap.sum(dim=1).mean()
