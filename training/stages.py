@@ -12,7 +12,7 @@ from hpdval_edge.config import Config, StageConfig
 from hpdval_edge.errors import CheckFailed
 from hpdval_edge.training.augment import augment
 from hpdval_edge.training.image_store import ImageStore
-from hpdval_edge.training.model import DualView, Views
+from hpdval_edge.training.model import DualView, Views, at_least_float32
 from hpdval_edge.training.precision import autocast
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
@@ -263,5 +263,5 @@ def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
 
     The second argument is a constant; both are float32 or float64, and not normalised.
     """
-    gap = (student - teacher.detach()).abs()
+    gap = (student - at_least_float32(teacher.detach())).abs()
     return gap.mean() if reduction == "mean" else gap.sum(dim=1).mean()
