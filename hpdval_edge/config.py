@@ -48,11 +48,15 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True)
 class StudentConfig:
-    """The image encoder and its embedding layer (METHOD section 3); ``auto`` is resolved against the teacher."""
+    """The image encoder and its embedding layer (METHOD section 3); ``auto`` is resolved against the teacher.
+
+    tune: what stage 1 trains, all of the student or its embedding layer alone (a frozen encoder: minutes on a CPU).
+    """
 
     name: str = "auto"
     weights: str = ""
     init: Literal["auto", "clip", "imagenet", "random"] = "auto"
+    tune: Literal["all", "embed"] = "all"
     embed: Literal["auto", "mlp2", "mlp2_local", "clip_proj"] = "auto"
     embed_act: Literal["tanh", "gelu", "none"] = "tanh"
     image_size: int = 0

@@ -50,9 +50,18 @@ def augment(batch: np.ndarray, kind: str, *, seed: int, epoch: int, indices: Seq
     return torch.from_numpy(changed.transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255))
 
 
+def mirrored(seed: int, epoch: int, index: int) -> bool:
+    """Whether "light" mirrors picture ``index`` in this epoch."""
+    return _mirrors(np.random.default_rng((seed, epoch, index)))
+
+
+def _mirrors(draw: np.random.Generator) -> bool:
+    return draw.random() < 0.5
+
+
 def _light(picture: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """Mirror uint8 [S, S, 3] left-right, or not."""
-    return picture[:, ::-1] if draw.random() < 0.5 else picture
+    return picture[:, ::-1] if _mirrors(draw) else picture
 
 
 def _strong(picture: np.ndarray, draw: np.random.Generator) -> np.ndarray:

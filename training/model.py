@@ -60,6 +60,7 @@ class DualView(nn.Module):
         self.register_buffer("text_local", text_local.detach().clone())
         log_scale = torch.tensor(math.log(LEARNED_SCALE_START if logit_scale is None else logit_scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=logit_scale is None)
+        self.residuals: nn.ParameterDict | None = None
         self.prompts: PromptLearner | None = None
         self.learns = (True, True)
         self._tower: tuple[TextTower, ...] = ()
@@ -76,8 +77,23 @@ class DualView(nn.Module):
         """
         self.prompts, self._tower, self.learns = prompts, (tower,), learns
 
-    def banks(self) -> tuple[Tensor, Tensor]:
-        """Text banks P (global) and P' (local), float32 [C, E]; differentiable in the contexts."""
+    def attach_residuals(self) -> None:
+        """Let every label learn a vector of its own, added to its text embedding in either view, zero at first.
+
+        Not of the paper, whose contexts are shared by all labels; the deployed banks hold the sum, at no cost.
+        """
+        zeros = {view: nn.Parameter(torch.zeros_like(self.text_global)) for view in ("text_global", "text_local")}
+        self.residuals = nn.ParameterDict(zeros)
+
+    def residual_parameters(self) -> list[nn.Parameter]:
+        """The residuals of both views, [C, E] each; none where labels do not learn them."""
+        return [] if self.residuals is None else list(self.residuals.parameters())
+
+    def prompted(self) -> tuple[Tensor, Tensor]:
+        """Text embeddings P (global) and P' (local) without residuals, float32 [C, E]; differentiable in the contexts.
+
+        float64 where the text tower is float64.
+        """
         if self.prompts is None:
             return self.text_global, self.text_local
         tower = self._tower[0]
@@ -85,11 +101,12 @@ class DualView(nn.Module):
         learnt_local = self.prompts(tower, self.prompts.local_context) if self.learns[1] else self.text_local
         return at_least_float32(learnt_global), at_least_float32(learnt_local)
 
-    def freeze_banks(self) -> None:
-        """Encode the learnt prompts once and drop them: what is deployed (METHOD section 12)."""
-        with torch.no_grad():
-            self.text_global, self.text_local = (bank.detach().clone() for bank in self.banks())
-        self.prompts, self._tower = None, ()
+    def banks(self, prompted: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Text banks of the two views, [C, E]: ``prompted`` plus, where labels learn them, their residuals."""
+        banks = prompted or self.prompted()
+        if self.residuals is None:
+            return banks
+        return banks[0] + self.residuals["text_global"], banks[1] + self.residuals["text_local"]
 
     def score(self, cls: Tensor, patches: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
         """cls [B, E], patches [B, N, E], banks [C, E] -> scores [B, C], patch scores [B, N, C].

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from hpdval_edge.config import Config, StageConfig
 from hpdval_edge.errors import CheckFailed
-from hpdval_edge.training.augment import augment
 from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.model import DualView, Views, at_least_float32
-from hpdval_edge.training.precision import autocast
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
+from hpdval_edge.training.token_source import Tokens, TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +122,25 @@ class StageTrainer:
         self.stage, self.model, self.data, self.loss = stage, model, data, loss
         self.config, self.device = config, device
         self.cursor = Cursor(stage.name)
+        self.seed = config.seed * 10 + stage.number
         self._freeze()
+        self.tokens = TokenSource(
+            model.student,
+            data.store,
+            learns=config.student.tune if stage.trains_student else "nothing",
+            aug=config.data.aug,
+            seed=self.seed,
+            epochs=stage.schedule.epochs,
+            device=device,
+            amp=config.train.amp,
+        )
         self.optimizer = self._make_optimizer()
         self.ema = Ema(model, config.train.ema) if config.train.ema else None
 
     def _freeze(self) -> None:
         self.model.student.requires_grad_(self.stage.trains_student)
+        if self.config.student.tune == "embed":
+            self.model.student.encoder.requires_grad_(False)
         learnt_scale = self.config.sim.logit_scale == "learn"
         self.model.log_scale.requires_grad_(learnt_scale and self.stage.trains_student)
         if self.model.prompts is not None:
@@ -139,7 +151,8 @@ class StageTrainer:
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         schedule = self.stage.schedule
-        head = {id(parameter) for parameter in self.model.student.embedding_parameters()}
+        new = [*self.model.student.embedding_parameters(), *self.model.residual_parameters()]
+        head = {id(parameter) for parameter in new}
         named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
         self.trained = [name for name, _ in named]
         groups = [
@@ -183,8 +196,7 @@ class StageTrainer:
         return -(-len(self._order(0)) // self.config.train.batch_size)
 
     def _order(self, epoch: int) -> np.ndarray:
-        seed = self.config.seed * 10 + self.stage.number
-        return epoch_order(self.data.targets, sampler=self.config.data.sampler, seed=seed, epoch=epoch)
+        return epoch_order(self.data.targets, sampler=self.config.data.sampler, seed=self.seed, epoch=epoch)
 
     def train_epoch(self, *, stop: Callable[[], bool], on_progress: Callable[[int, int], None]) -> bool:
         """Run from the cursor to the end of its epoch; False if ``stop()`` asked to end before."""
@@ -193,6 +205,8 @@ class StageTrainer:
         self.model.train()
         if not self.stage.trains_student:
             self.model.student.eval()
+        elif self.config.student.tune == "embed":
+            self.model.student.encoder.eval()
         while cursor.step < steps:
             if stop():
                 return False
@@ -214,9 +228,7 @@ class StageTrainer:
         factor = learning_rate_factor(done, steps * self.stage.schedule.epochs, config.train.sched)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        seed = config.seed * 10 + self.stage.number
-        images = augment(self.data.store[rows], config.data.aug, seed=seed, epoch=cursor.epoch, indices=rows)
-        terms = self._losses(images.to(self.device), rows)
+        terms = self._losses(self.tokens(rows, epoch=cursor.epoch), rows)
         total = terms["loss"]
         if not torch.isfinite(total):
             raise CheckFailed(
@@ -231,30 +243,24 @@ class StageTrainer:
         for name, value in terms.items():
             cursor.sums[name] = cursor.sums.get(name, 0.0) + value.item()
 
-    def _losses(self, images: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
-        with autocast(self.device, self.config.train.amp), torch.set_grad_enabled(self.stage.trains_student):
-            hidden = self.model.student.hidden(images)
-            cls, patches = self.model.student.embed(*hidden)
-        banks = self.model.banks()
-        scores = self.model.score(cls, patches, *banks)
-        views = Views(cls.float(), *banks, *scores)
+    def _losses(self, tokens: Tokens, rows: np.ndarray) -> dict[str, Tensor]:
+        prompted = self.model.prompted()
+        banks = self.model.banks(prompted)
+        scores = self.model.score(tokens.cls, tokens.patches, *banks)
+        views = Views(tokens.cls.float(), *banks, *scores)
         targets = torch.from_numpy(self.data.targets[rows]).to(self.device)
         terms = {"cls": self.loss(self.model.logit_scale * views.scores, targets)}
         if self.stage.kd_weight:
-            student = views.cls if self.config.kd.space == "embed" else hidden[0].float()
+            student = views.cls if self.config.kd.space == "embed" else tokens.hidden.float()
             teacher = torch.from_numpy(self.data.teacher[rows]).to(self.device)
             terms["kd"] = self.stage.kd_weight * distance(student, teacher, self.config.kd.reduction)
         if self.stage.sc_weight and self.model.prompts is not None:
-            terms["sc"] = self.stage.sc_weight * self._consistency(views)
+            terms["sc"] = self.stage.sc_weight * self._consistency(*prompted)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-    def _consistency(self, views: Views) -> Tensor:
+    def _consistency(self, text_global: Tensor, text_local: Tensor) -> Tensor:
         target, reduction = self.config.sc.target, self.config.sc.reduction
-        banks = {
-            "global": [views.text_global],
-            "local": [views.text_local],
-            "both": [views.text_global, views.text_local],
-        }
+        banks = {"global": [text_global], "local": [text_local], "both": [text_global, text_local]}
         return torch.stack([distance(bank, self.data.fixed, reduction) for bank in banks[target]]).mean()
 
 

@@ -70,6 +70,7 @@ class Student(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder = encoder
+        self.embed_dim = embed_dim
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
         self.grid, self.width = probe(encoder, spec.image_size)

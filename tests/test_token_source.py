@@ -1,0 +1,90 @@
+"""Frozen encoders: their tokens are kept, equal those of every step, and nothing but the rest learns."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpdval_edge.config import load_config
+from hpdval_edge.training import token_source
+from hpdval_edge.training.session import prepare
+from hpdval_edge.training.stages import StageTrainer, plan_stages
+from hpdval_edge.training.token_source import TokenSource
+from hpdval_edge.training.train import Interrupted, TrainOptions, train
+
+
+@pytest.fixture(scope="module")
+def session(tiny_values, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("tokens"))
+        return prepare(load_config(values={**tiny_values, "student.tune": "embed"}))
+
+
+def source(session, *, learns="embed", aug="light", epochs=20):
+    return TokenSource(
+        session.model.student.eval(),
+        session.stores["train"],
+        learns=learns,
+        aug=aug,
+        seed=3,
+        epochs=epochs,
+        device=torch.device("cpu"),
+        amp="off",
+    )
+
+
+@pytest.mark.parametrize("aug", ["none", "light"])
+@pytest.mark.parametrize("learns", ["embed", "nothing"])
+def test_kept_tokens_equal_those_of_every_step(session, learns, aug):
+    """Planted mistake: the mirror image of every picture taken for the picture."""
+    kept = source(session, learns=learns, aug=aug)
+    fresh = source(session, learns=learns, aug=aug, epochs=1)
+    assert (kept.keeps, fresh.keeps) == (True, False)
+    rows = np.array([5, 2, 40, 17, 5])
+    for epoch in range(3):
+        ours, truth = kept(rows, epoch=epoch), fresh(rows, epoch=epoch)
+        assert torch.allclose(ours.cls, truth.cls, atol=1e-5)
+        assert torch.allclose(ours.patches, truth.patches, atol=1e-5)
+    mirrored = [epoch for epoch in range(20) if not torch.equal(kept(rows, epoch=epoch).cls, kept(rows, epoch=0).cls)]
+    assert bool(mirrored) == (aug == "light")
+
+
+def test_what_is_too_large_changes_or_learns_is_not_kept(session, monkeypatch):
+    """Planted mistake: a cache for "strong", which shows a picture differently in every epoch."""
+    assert not source(session, aug="strong").keeps
+    assert not source(session, learns="all").keeps
+    assert not source(session, epochs=2).keeps
+    monkeypatch.setattr(token_source, "MAX_BYTES", 1000)
+    assert not source(session).keeps
+
+
+def test_the_encoder_stays_and_the_embedding_layer_learns(session):
+    """Planted mistake: the encoder left trainable."""
+    student = session.model.student
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    trainer = StageTrainer(
+        plan_stages(session.config)[0],
+        session.model,
+        session.training_data(),
+        session.loss(),
+        config=session.config,
+        device=session.device,
+    )
+    assert all("encoder" not in name for name in trainer.trained)
+    trainer.train_epoch(stop=lambda: False, on_progress=lambda done, total: None)
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("embed_") for name in changed)
+
+
+def test_resumed_is_uninterrupted_with_a_frozen_encoder(tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: mirrors drawn from the global random state."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "student.tune": "embed", "train.stage1.epochs": "4", "train.stage2.epochs": "0"}
+    whole = train(load_config(values=values), TrainOptions(name="whole"), {})
+    with pytest.raises(Interrupted, match="state saved"):
+        train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
+    parts = train(None, TrainOptions(name="parts", resume=True), {})
+    ours, theirs = (load_file(run.weights("last")) for run in (whole, parts))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
