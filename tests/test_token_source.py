@@ -80,11 +80,11 @@ def test_the_encoder_stays_and_the_embedding_layer_learns(session):
 def test_resumed_is_uninterrupted_with_a_frozen_encoder(tiny_values, tmp_path, monkeypatch):
     """Planted mistake: mirrors drawn from the global random state."""
     monkeypatch.chdir(tmp_path)
-    values = {**tiny_values, "student.tune": "embed", "train.stage1.epochs": "4", "train.stage2.epochs": "0"}
-    whole = train(load_config(values=values), TrainOptions(name="whole"), {})
+    values = {**tiny_values, "student.tune": "embed", "train.stage1.epochs": "4"}
+    whole = train(load_config(values=values), TrainOptions(name="whole", stage="1"), {})
     with pytest.raises(Interrupted, match="state saved"):
-        train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
-    parts = train(None, TrainOptions(name="parts", resume=True), {})
+        train(load_config(values=values), TrainOptions(name="parts", stage="1", stop_after=3), {})
+    parts = train(None, TrainOptions(name="parts", stage="1", resume=True), {})
     ours, theirs = (load_file(run.weights("last")) for run in (whole, parts))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
