@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -45,6 +46,30 @@ def test_average_precision_by_hand():
     # -0.0 and 0.0 are one score.
     zeros = np.array([[0.0], [-0.0]], dtype=np.float32)
     assert average_precision(zeros, np.array([[0], [1]])).item() == 0.5
+
+
+def test_average_precision_is_not_the_11_point_one():
+    """METHOD 15 row 11: VOC07's mean of the best precision at recalls 0, 0.1, ..., 1, here 28/33 and not 5/6.
+
+    Planted mistake: each precision replaced by the best at the same or a higher recall, which gives 1/2 for 5/12.
+    """
+    scores = np.array([[4.0, 4], [3, 3], [2, 2], [1, 1]])
+    targets = np.array([[1, 0], [0, 1], [1, 0], [0, 0]])
+    targets[3, 1] = 1
+    found = average_precision(scores, targets)
+    np.testing.assert_allclose(found, [5 / 6, 1 / 2], rtol=1e-15)
+    assert [eleven_point(scores[:, c], targets[:, c]) for c in range(2)] == pytest.approx([28 / 33, 1 / 2])
+    later = np.array([[0], [1], [0], [0], [1], [1]])
+    ranked = np.arange(6.0, 0, -1)[:, None]
+    assert average_precision(ranked, later).item() == pytest.approx((1 / 2 + 2 / 5 + 3 / 6) / 3)
+    assert eleven_point(ranked[:, 0], later[:, 0]) == pytest.approx(1 / 2)
+
+
+def eleven_point(scores, targets):
+    """AP of the VOC2007 kit for scores [n] without ties and targets [n]."""
+    hits = np.cumsum(targets[np.argsort(-scores)])
+    recall, precision = hits / hits[-1], hits / np.arange(1, len(hits) + 1)
+    return np.mean([precision[recall >= level / 10 - 1e-12].max() for level in range(11)])
 
 
 def test_order_and_monotone_maps_of_the_images_do_not_matter():
@@ -216,7 +241,9 @@ def test_calibration_error_in_loops():
 
 
 def test_bootstrap_intervals(monkeypatch):
-    """Planted mistakes: a 90 % interval, each class with its own resample, resamples of another size than n."""
+    """Planted mistakes: a 90 % interval, each class with its own resample, resamples of another size than n, a shift
+    the wrong way.
+    """
     scores, targets = example(images=120, classes=4)
     drawn = []
 
@@ -240,7 +267,21 @@ def test_bootstrap_intervals(monkeypatch):
         for key, values in {"mAP": ap, "head": ap[:2], "medium": ap[2:3], "tail": ap[3:]}.items():
             means[key].append(np.nanmean(values))
     for key, values in means.items():
-        assert report["interval"][key] == pytest.approx(list(np.percentile(values, [2.5, 97.5])), rel=1e-10)
+        shifted = np.percentile(values, [2.5, 97.5]) - np.mean(values) + report[key]
+        assert report["interval"][key] == pytest.approx(list(np.clip(shifted, 0, 100)), rel=1e-10)
+
+
+def test_intervals_of_rare_labels_hold_the_estimate():
+    """Planted mistake: plain percentiles, which lie above the AP of rare labels: a picture drawn twice lifts it."""
+    generator = np.random.default_rng(0)
+    targets = generator.random((200, 200)) < 0.02
+    scores = generator.normal(size=(200, 200)) + 1.5 * targets
+    counts = generator.multinomial(200, np.full(200, 1 / 200), size=200)
+    plain = np.nanpercentile(100 * np.nanmean(average_precision(scores, targets, counts), axis=1), 2.5)
+    report = multilabel_report(scores, targets, [5] * 200, bootstrap=200)
+    low, high = report["interval"]["tail"]
+    assert low < report["tail"] < plain
+    assert abs((low + high) / 2 - report["tail"]) < 0.1 * (high - low)
 
 
 def test_bootstrap_depends_on_the_seed_alone():
@@ -250,6 +291,48 @@ def test_bootstrap_depends_on_the_seed_alone():
     assert first == again and first["interval"] != other["interval"]
     perfect = multilabel_report(targets.astype(np.float32), targets, [9] * 4, bootstrap=20)
     assert perfect["interval"]["mAP"] == [100.0, 100.0]
+
+
+def test_probabilities_may_come_block_by_block(monkeypatch):
+    """Planted mistakes: the last block lost, blocks counted as bins of their own, a block of another shape accepted."""
+    scores, targets = example(images=70, classes=4)
+    probabilities = 1 / (1 + np.exp(-scores))
+    thresholds = np.linspace(0, 1, 4)
+    whole = multilabel_report(scores, targets, [9] * 4, thresholds=thresholds, probabilities=probabilities)
+    monkeypatch.setattr("hpdval_edge.training.average_precision.PAIRS", 100)
+    asked = []
+
+    def read(rows):
+        asked.append(rows)
+        return probabilities[rows]
+
+    blocks = multilabel_report(scores, targets, [9] * 4, thresholds=thresholds, probabilities=read)
+    assert [row for rows in asked for row in range(rows.start, rows.stop)] == list(range(70)) and len(asked) == 3
+    assert blocks.pop("ECE") == pytest.approx(whole.pop("ECE"), rel=1e-12) and blocks == whole
+    with pytest.raises(ValueError, match=r"shape \[25, 4\] .* got \[70, 4\]"):
+        multilabel_report(scores, targets, [9] * 4, probabilities=lambda rows: probabilities)
+    scores[60, 2] = np.nan
+    with pytest.raises(ValueError, match="got nan for image 60, class 2"):
+        multilabel_report(scores, targets, [9] * 4)
+
+
+def test_memory_is_the_scores_and_a_few_columns(monkeypatch):
+    """Planted mistakes: the rankings of all classes kept, a bool or float64 copy of the scores."""
+    monkeypatch.setattr("hpdval_edge.training.average_precision.PAIRS", 1 << 14)
+    generator = np.random.default_rng(0)
+    targets = (generator.random((25_000, 100)) < 0.05).astype(np.uint8)
+    scores = generator.standard_normal((25_000, 100), dtype=np.float32) + targets
+    thresholds = np.full(60, 0.5, np.float32)
+    tracemalloc.start()
+    try:
+        multilabel_report(
+            scores, targets, [9] * 100, thresholds=thresholds, probabilities=lambda rows: (scores[rows] > 0.5) * 0.5
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # 10 columns of float64; the scores have 50 of them, one bool for each of them is 12.5.
+    assert peak < 10 * 8 * 25_000, f"{peak / 2**20:.1f} MiB beside scores of {scores.nbytes / 2**20:.1f} MiB"
 
 
 def test_report_is_json_and_prints():

@@ -6,10 +6,13 @@ scores are one threshold, as in scikit-learn, so the order of the images never m
     AP = sum_i w_i y_i P(s_i) / sum_i w_i y_i,    P(t) = sum_{s_j >= t} w_j y_j / sum_{s_j >= t} w_j
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+# Image-label pairs checked or counted at a time: temporaries stay small whatever the number of images.
+PAIRS = 1 << 20
 # Weights gathered at a time, in numbers: 2 MiB of float64, so that a class is summed inside the cache.
 GATHERED = 1 << 18
 
@@ -34,6 +37,8 @@ class _Ranking:
 def check_scores(scores, targets) -> tuple[np.ndarray, np.ndarray]:
     """Return scores as an array of float32 or float64 [n,C] and targets as bool [n,C], after checking both.
 
+    Neither is copied where it already has such a type, or targets are of one byte.
+
     Raises:
         ValueError: scores are not float32 or float64 (float16 would create ties), not [n,C] with n, C >= 1, or not
             finite; targets have another shape or a value other than 0 and 1.
@@ -43,17 +48,32 @@ def check_scores(scores, targets) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"scores must be float32 or float64 (half precision makes ties), got {scores.dtype}")
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores must have shape [n,C] with n and C at least 1, got {list(scores.shape)}")
+    if targets.shape != scores.shape:
+        raise ValueError(f"targets must have the shape of scores {list(scores.shape)}, got {list(targets.shape)}")
+    for rows in row_blocks(scores.shape):
+        _check_block(scores[rows], targets[rows], rows.start)
+    # 0 and 1 in one byte are a bool already.
+    return scores, targets.view(bool) if targets.dtype.itemsize == 1 else targets.astype(bool)
+
+
+def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
+    """Cut the rows of an array [n,C] into slices of about PAIRS numbers."""
+    images, classes = shape
+    step = max(1, PAIRS // classes)
+    return (slice(first, min(first + step, images)) for first in range(0, images, step))
+
+
+def _check_block(scores: np.ndarray, targets: np.ndarray, first: int) -> None:
+    """Check rows scores [m,C] and targets [m,C], of which ``first`` is the number of the first image."""
     finite = np.isfinite(scores)
     if not finite.all():
         image, column = np.argwhere(~finite)[0]
-        raise ValueError(f"scores must be finite, got {scores[image, column]} for image {image}, class {column}")
-    if targets.shape != scores.shape:
-        raise ValueError(f"targets must have the shape of scores {list(scores.shape)}, got {list(targets.shape)}")
-    positive = targets == 1
-    wrong = ~(positive | (targets == 0))
+        raise ValueError(
+            f"scores must be finite, got {scores[image, column]} for image {first + image}, class {column}"
+        )
+    wrong = (targets != 0) & (targets != 1)
     if wrong.any():
         raise ValueError(f"targets must be 0 or 1, got {targets[wrong][0]}")
-    return scores, positive
 
 
 def average_precision(scores, targets, weights=None) -> np.ndarray:
@@ -75,14 +95,18 @@ def average_precision(scores, targets, weights=None) -> np.ndarray:
     images, classes = scores.shape
     weights = np.ones(images) if weights is None else _checked_weights(weights, images)
     sets = np.atleast_2d(weights)
-    rankings = [_rank(scores[:, c], positive[:, c]) for c in range(classes)]
     result = np.empty((len(sets), classes))
-    rows = max(1, GATHERED // images)
-    for first in range(0, len(sets), rows):
-        # Transposed, so that one image's weights lie together and each sum below runs over long rows.
-        chunk = np.ascontiguousarray(sets[first : first + rows].T, dtype=np.float64)
-        for c, ranking in enumerate(rankings):
-            result[first : first + rows, c] = _weighted(ranking, chunk)
+    step = max(1, GATHERED // images)
+    # Transposed, so that one image's weights lie together and each sum below runs over long rows.
+    chunks = [
+        (slice(first, first + step), np.ascontiguousarray(sets[first : first + step].T, dtype=np.float64))
+        for first in range(0, len(sets), step)
+    ]
+    # One class at a time: the rankings of all together would be larger than the scores.
+    for c in range(classes):
+        ranking = _rank(scores[:, c], positive[:, c])
+        for rows, chunk in chunks:
+            result[rows, c] = _weighted(ranking, chunk)
     return result[0] if weights.ndim == 1 else result
 
 

@@ -4,18 +4,19 @@ One code path for runs and bundles. All but ECE are in percent (variances in per
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral
 
 import numpy as np
 
-from hpdval_edge.training.average_precision import average_precision, check_scores
+from hpdval_edge.training.average_precision import average_precision, check_scores, row_blocks
 
 HEAD_FROM = 100
 MEDIUM_FROM = 20
 GROUPS = ("head", "medium", "tail")
 ECE_BINS = 15
-# Resamples drawn at a time: the memory of a bootstrap does not grow with the number of resamples.
-RESAMPLES = 100
+# Image counts of a bootstrap drawn at a time: its memory does not grow with the number of resamples.
+DRAWN = 1 << 22
 INTERVAL = (2.5, 97.5)
 
 
@@ -33,7 +34,8 @@ def multilabel_report(
         class_counts: [C] whole numbers, positives in the TRAINING list. Head n_i >= 100, medium 20..99, tail < 20:
             the paper says "more than 100", but its own group sizes count a class of exactly 100 as head.
         thresholds: None, a number or [C]; a label is predicted where score >= threshold.
-        probabilities: None or [n,C] in 0..1, for ECE.
+        probabilities: for ECE; None, [n,C] in 0..1, or a function that gives the rows of a slice of the images, [m,C],
+            so that a million images need no second array of the size of the scores.
         bootstrap: number of resamples of the images, 0 for none.
         seed: of the bootstrap.
         labels: None or C names, copied into the report.
@@ -49,9 +51,9 @@ def multilabel_report(
             recall averaged over the classes with positives, where a class never predicted has precision 0.
         ECE (with probabilities): 0..1, expected calibration error over all image-label pairs in 15 bins of equal width,
             [0, 1/15), ..., [14/15, 1]: sum of share * |mean probability - share of positives|.
-        interval (with bootstrap): [low, high], 95 % percentile interval over images, of mAP, head, medium and tail. A
-            resample without positives of a class leaves that class out. None where the value is None. Images drawn
-            twice raise the AP of rare classes a little, so an interval can lie high.
+        interval (with bootstrap): [low, high], 95 % bias-shifted percentile interval over images, of mAP, head, medium
+            and tail, see `_interval`. A resample without positives of a class leaves that class out. None where the
+            value is None.
 
     Raises:
         ValueError: an argument has a wrong shape, type or value, NaN scores included.
@@ -72,7 +74,8 @@ def multilabel_report(
     if probabilities is not None:
         report["ECE"] = _calibration_error(probabilities, positive)
     if bootstrap:
-        report["interval"] = _intervals(scores, positive, groups, int(bootstrap), seed)
+        draws = _resampled(scores, positive, groups, int(bootstrap), seed)
+        report["interval"] = {key: _interval(values, report[key]) for key, values in draws.items()}
     return report
 
 
@@ -164,9 +167,12 @@ def _f1(scores: np.ndarray, positive: np.ndarray, thresholds) -> tuple[float, fl
         _check_shape("thresholds", thresholds, (scores.shape[1],))
     if np.isnan(thresholds).any():
         raise ValueError("thresholds must be numbers, got nan")
-    predicted = scores >= thresholds
-    hits = (predicted & positive).sum(axis=0)
-    chosen, true = predicted.sum(axis=0), positive.sum(axis=0)
+    hits, chosen, true = (np.zeros(scores.shape[1], np.int64) for _ in range(3))
+    for rows in row_blocks(scores.shape):
+        predicted = scores[rows] >= thresholds
+        hits += np.count_nonzero(predicted & positive[rows], axis=0)
+        chosen += np.count_nonzero(predicted, axis=0)
+        true += np.count_nonzero(positive[rows], axis=0)
     overall = 200 * hits.sum() / max(1, chosen.sum() + true.sum())
     present = true > 0
     if not present.any():
@@ -178,34 +184,53 @@ def _f1(scores: np.ndarray, positive: np.ndarray, thresholds) -> tuple[float, fl
 
 
 def _calibration_error(probabilities, positive: np.ndarray) -> float:
-    """Return ECE in 0..1 of probabilities [n,C] against positive [n,C] bool."""
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    _check_shape("probabilities", probabilities, positive.shape)
-    # Written so that NaN is wrong too.
-    wrong = ~((probabilities >= 0) & (probabilities <= 1))
-    if wrong.any():
-        raise ValueError(f"probabilities must lie in 0..1, got {probabilities[wrong][0]}")
-    flat = probabilities.ravel()
-    bins = np.minimum((flat * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+    """Return ECE in 0..1 of probabilities, [n,C] or a function of a slice, against positive [n,C] bool."""
+    if not callable(probabilities):
+        probabilities = np.asarray(probabilities)
+        _check_shape("probabilities", probabilities, positive.shape)
+    read: Callable[[slice], np.ndarray] = probabilities if callable(probabilities) else probabilities.__getitem__
     # share * |mean p - mean y| of a bin is |sum p - sum y| / pairs.
-    gaps = np.bincount(bins, weights=flat - positive.ravel(), minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / flat.size)
+    gaps = np.zeros(ECE_BINS)
+    for rows in row_blocks(positive.shape):
+        block = np.asarray(read(rows), dtype=np.float64)
+        _check_shape("probabilities", block, positive[rows].shape)
+        # Written so that NaN is wrong too.
+        wrong = ~((block >= 0) & (block <= 1))
+        if wrong.any():
+            raise ValueError(f"probabilities must lie in 0..1, got {block[wrong][0]}")
+        bins = np.minimum((block * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+        gaps += np.bincount(bins.ravel(), weights=(block - positive[rows]).ravel(), minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / positive.size)
 
 
-def _intervals(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict:
-    """Return {mAP, head, medium, tail: [low, high] or None} of resamples of the images with replacement."""
+def _resampled(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict:
+    """Return the means {mAP, head, medium, tail: [resamples]} under resamples of the images; NaN where there is none."""
     images = len(scores)
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {}
-    for first in range(0, resamples, RESAMPLES):
-        rows = min(RESAMPLES, resamples - first)
+    step = max(1, DRAWN // images)
+    for first in range(0, resamples, step):
+        rows = min(step, resamples - first)
         counts = generator.multinomial(images, np.full(images, 1 / images), size=rows)
         ap = 100 * average_precision(scores, positive, counts)
         for key, values in _group_means(ap, groups).items():
             drawn.setdefault(key, []).append(values)
-    intervals = {}
-    for key, chunks in drawn.items():
-        values = np.concatenate(chunks)
-        values = values[~np.isnan(values)]
-        intervals[key] = [float(edge) for edge in np.percentile(values, INTERVAL)] if len(values) else None
-    return intervals
+    return {key: np.concatenate(chunks) for key, chunks in drawn.items()}
+
+
+def _interval(draws: np.ndarray, estimate: float | None) -> list[float] | None:
+    """Return the bias-shifted percentile interval of resampled values [R] in percent, cut to 0..100.
+
+    AP rises when a positive is drawn twice, since each copy counts as a hit above the other; for rare labels this bias
+    exceeds the spread of the resamples, and the plain percentile interval leaves the estimate below itself. So the
+    percentiles are moved by the bootstrap's own estimate of bias, mean(draws) - estimate (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapters 10 and 13). The interval is one for the AP that a test list of this
+    size has on average; with few positives that lies above the AP of an endless list, for the same reason. In
+    simulations with 4 to 60 positives a label, where it held that value about as often as it says, the plain
+    percentile, the basic and the bias-corrected (BC) interval lay off centre and held it less often.
+    """
+    draws = draws[~np.isnan(draws)]
+    if estimate is None or not len(draws):
+        return None
+    shifted = np.percentile(draws, INTERVAL) - (draws.mean() - estimate)
+    return [float(edge) for edge in np.clip(shifted, 0, 100)]
