@@ -322,7 +322,7 @@ def test_memory_is_the_scores_and_a_few_columns(monkeypatch):
     generator = np.random.default_rng(0)
     targets = (generator.random((25_000, 100)) < 0.05).astype(np.uint8)
     scores = generator.standard_normal((25_000, 100), dtype=np.float32) + targets
-    thresholds = np.full(60, 0.5, np.float32)
+    thresholds = np.full(100, 0.5, np.float32)
     tracemalloc.start()
     try:
         multilabel_report(

@@ -204,7 +204,7 @@ def _calibration_error(probabilities, positive: np.ndarray) -> float:
 
 
 def _resampled(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict:
-    """Return the means {mAP, head, medium, tail: [resamples]} under resamples of the images; NaN where there is none."""
+    """Return {mAP, head, medium, tail: [resamples]}, means under resamples of the images; NaN where there is none."""
     images = len(scores)
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[np.ndarray]] = {}
