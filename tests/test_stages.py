@@ -155,3 +155,10 @@ def test_averages_follow_batch_norm_statistics():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).requires_grad_(True)
     ema = Ema(model, 0.5)
     assert {"1.running_mean", "1.running_var"} <= ema.shadow.keys()
+
+
+def test_biases_and_norms_do_not_decay(session):
+    """Planted mistake: weight decay on every parameter."""
+    groups = trainer_of(session, 1).optimizer.param_groups
+    decays = {(group["params"][0].ndim > 1, group["weight_decay"]) for group in groups}
+    assert decays == {(True, session.config.train.stage1.weight_decay), (False, 0.0)}

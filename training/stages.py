@@ -156,10 +156,15 @@ class StageTrainer:
         named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
         self.trained = [name for name, _ in named]
         groups = [
-            {"params": [value], "base_lr": schedule.lr * (schedule.head_lr_mult if id(value) in head else 1.0)}
+            {
+                "params": [value],
+                "base_lr": schedule.lr * (schedule.head_lr_mult if id(value) in head else 1.0),
+                # Biases, norms and the scale do not decay (METHOD section 9).
+                "weight_decay": schedule.weight_decay if value.ndim > 1 else 0.0,
+            }
             for _, value in named
         ]
-        return torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        return torch.optim.AdamW(groups, lr=schedule.lr)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that change while this stage trains, by name; they share memory with the trainer's own."""
