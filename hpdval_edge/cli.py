@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import hpdval_edge
+from hpdval_edge.commands.data import data
 from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for verb in (train, eval, export, infer):
     app.command()(verb)
+app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> None:

@@ -20,11 +20,14 @@ from hpdval_edge.training.readers_rows import (
 NUMBER = (int, float)
 
 
-def read_coco(path: str | Path, *, images: Path | None = None, labels: Sequence[str] | None = None) -> LabelledImages:
+def read_coco(
+    path: str | Path, *, images: Path | None = None, labels: Sequence[str] | None = None, crowds: bool = True
+) -> LabelledImages:
     """Read a COCO instances file.
 
-    A box counts unless it is marked ``ignore``, is narrower or lower than 1 pixel or has an area of 0; crowds count. An
-    annotation without a box is a label of the whole picture. Pictures without annotations stay, without labels.
+    A box counts unless it is marked ``ignore``, is narrower or lower than 1 pixel or has an area of 0. An annotation
+    without a box is a label of the whole picture. Pictures without annotations stay, without labels. The pictures keep
+    the order of the file.
 
     Args:
         path: The JSON file, usually ``annotations/instances_train2017.json``.
@@ -32,6 +35,7 @@ def read_coco(path: str | Path, *, images: Path | None = None, labels: Sequence[
             lie in its subfolder ``train2017`` or ``images/train2017`` when there is one, for a file
             ``instances_train2017.json``, else directly in it.
         labels: Label names in column order; default: by rising category id.
+        crowds: Whether annotations marked ``iscrowd`` count.
 
     Raises:
         BadData: naming file and line, or file and entry.
@@ -48,7 +52,8 @@ def read_coco(path: str | Path, *, images: Path | None = None, labels: Sequence[
             raise unknown_label(f"{path} categories", name, names)
     files = _by_id(path, content, "images", "file_name")
     present = {number: set() for number in files}
-    for picture, category in _boxes(path, content["annotations"], files, categories):
+    notes = content["annotations"]
+    for picture, category in _boxes(path, notes, files, categories, crowds=crowds):
         present[picture].add(columns[categories[category]])
     prefix = _picture_folder(root, path.stem)
 
@@ -96,7 +101,7 @@ def _by_id(path: Path, content: dict[str, list], part: str, key: str) -> dict[in
 
 
 def _boxes(
-    path: Path, annotations: list[Any], files: dict[int, str], categories: dict[int, str]
+    path: Path, annotations: list[Any], files: dict[int, str], categories: dict[int, str], *, crowds: bool
 ) -> Iterator[tuple[int, int]]:
     """Yield the picture id and the category id of every annotation that counts."""
     for index, note in enumerate(annotations):
@@ -105,7 +110,7 @@ def _boxes(
         if picture not in files or category not in categories:
             unknown = f"image_id {picture}" if picture not in files else f"category_id {category}"
             raise BadData(f"{where}: {unknown} is not listed in the file")
-        if _counts(where, note):
+        if _counts(where, note) and (crowds or not note.get("iscrowd")):
             yield picture, category
 
 

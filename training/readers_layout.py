@@ -35,11 +35,17 @@ PART_NAME = re.compile(r"(train|val|valid|validation|trainval|test)[\d_-]*", re.
 class Layout:
     """Where the parts of a data set are: each is read by calling it with ``images=`` and ``labels=``."""
 
-    train: Reader
+    train: partial
     val: Reader | None
     test: Reader | None
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """Name of the reader, one of FORMATS."""
+        readers = {**dict(FILE_READERS.values()), "voc": read_voc, "folders": read_folders}
+        return next(name for name, read in readers.items() if read is self.train.func)
 
 
 Given = dict[str, str | Path | None]

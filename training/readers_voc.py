@@ -1,4 +1,4 @@
-"""PASCAL VOC devkits: a picture has a label when an object of that name is annotated, difficult ones included."""
+"""PASCAL VOC devkits: a picture has a label when an object of that name is annotated."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -28,11 +28,12 @@ def read_voc(
     image_set: str,
     images: Path | None = None,
     labels: Sequence[str] | None = None,
+    difficult: bool = True,
 ) -> LabelledImages:
     """Read one image set of a devkit: ``VOC<year>/ImageSets/Main/<set>.txt`` and ``VOC<year>/Annotations/<id>.xml``.
 
-    Every annotated object counts, difficult ones too. The picture of an id is ``VOC<year>/JPEGImages/<id>`` with the
-    suffix of the annotation's ``filename``, ``.jpg`` when it has none.
+    Every annotated object counts, difficult ones too unless ``difficult`` is False. The picture of an id is
+    ``VOC<year>/JPEGImages/<id>`` with the suffix of the annotation's ``filename``, ``.jpg`` when it has none.
 
     Args:
         path: The devkit, the folder that holds ``VOC<year>``.
@@ -41,6 +42,7 @@ def read_voc(
         images: Folder in the place of ``path`` for pictures.
         labels: Label names in column order; default: the names of this set's objects, sorted, which for the benchmark
             gives its usual 20.
+        difficult: Whether objects marked as difficult count.
 
     Raises:
         BadData: naming file and line.
@@ -50,7 +52,7 @@ def read_voc(
     root = root_folder(path, images)
     home = path / f"VOC{year}"
     listing = home / "ImageSets" / "Main" / f"{image_set}.txt"
-    entries = list(_annotated(home, listing))
+    entries = list(_annotated(home, listing, difficult=difficult))
     if not entries:
         raise BadData(f"{listing}: no pictures are listed")
     objects = {name: where for *_, entry in entries for name, where in entry.items()}
@@ -63,7 +65,7 @@ def read_voc(
     return collect(listing, root, rows, names)
 
 
-def _annotated(home: Path, listing: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _annotated(home: Path, listing: Path, *, difficult: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield ``file:line``, picture path and objects of every picture in an image set."""
     for where, picture in read_lines(listing):
         if not PICTURE_ID.fullmatch(picture):
@@ -71,11 +73,11 @@ def _annotated(home: Path, listing: Path) -> Iterator[tuple[str, str, dict[str, 
         annotation = home / "Annotations" / f"{picture}.xml"
         if not annotation.is_file():
             raise BadData(f"{where}: {picture!r} has no annotation {annotation}")
-        suffix, objects = _read_annotation(annotation)
+        suffix, objects = _read_annotation(annotation, difficult=difficult)
         yield where, f"{home.name}/JPEGImages/{picture}{suffix}", objects
 
 
-def _read_annotation(path: Path) -> tuple[str, dict[str, str]]:
+def _read_annotation(path: Path, *, difficult: bool) -> tuple[str, dict[str, str]]:
     """Return the picture's suffix, and where each object name was read first."""
     try:
         tree = ElementTree.fromstring(read_bytes(path))
@@ -90,6 +92,8 @@ def _read_annotation(path: Path) -> tuple[str, dict[str, str]]:
         name = (element.findtext("name") or "").strip()
         if not name:
             raise BadData(f"{path}: object {index + 1} has no <name>")
+        if not difficult and (element.findtext("difficult") or "0").strip() != "0":
+            continue
         objects.setdefault(name, f"{path}: object {index + 1}")
     filename = (tree.findtext("filename") or "").strip()
     return Path(filename).suffix if is_image_name(filename) else ".jpg", objects

@@ -12,7 +12,10 @@ from hpdval_edge.errors import UsageError
 
 
 def train(
-    data: Annotated[str | None, typer.Option(help="Folder or list of labelled pictures, see docs/data.md.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder or list of labelled pictures, or voc-lt=DIR, coco-lt=DIR; see docs/data.md."),
+    ] = None,
     val: Annotated[str | None, typer.Option(help="Validation list; else a part of the training data.")] = None,
     test: Annotated[str | None, typer.Option(help="Test list for the report.")] = None,
     images: Images = None,
@@ -38,6 +41,8 @@ def train(
       hpedge train
 
       hpedge train --data photos/train.csv --student tf_efficientnet_lite0
+
+      hpedge train --data voc-lt=pascal --preset paper
 
       hpedge train --teacher ViT-B-16-quickgelu:clip.safetensors --set train.stage1.epochs=10
 
@@ -75,9 +80,7 @@ def train(
 
 def chosen_values(sources: dict[str, str | None], teacher: str | None, student: str | None) -> dict[str, Any]:
     """Configuration keys of the options that were given; paths become absolute."""
-    values: dict[str, Any] = {key: str(Path(value).absolute()) for key, value in sources.items() if value is not None}
-    if sources["data.path"] == "demo":
-        values["data.path"] = "demo"
+    values: dict[str, Any] = data_values(sources)
     if teacher:
         values["teacher.spec"] = teacher
     if student:
@@ -85,3 +88,23 @@ def chosen_values(sources: dict[str, str | None], teacher: str | None, student: 
         if weights:
             values["student.weights"] = str(Path(weights).absolute())
     return values
+
+
+def data_values(sources: dict[str, str | None]) -> dict[str, str]:
+    """Configuration keys of the data options that were given; ``voc-lt=DIR`` stands for all but ``data.val``."""
+    given = {key: value for key, value in sources.items() if value is not None}
+    values = {key: str(Path(value).absolute()) for key, value in given.items()}
+    if given.get("data.path") == "demo":
+        values["data.path"] = "demo"
+    if "=" not in given.get("data.path", ""):
+        return values
+    from hpdval_edge.training.protocols.longtail import protocol_values, split_argument
+
+    chosen = split_argument(given["data.path"])
+    if chosen is None:
+        return values
+    fixed = protocol_values(*chosen)
+    clash = [key for key in given if key in fixed and key != "data.path"]
+    if clash:
+        raise UsageError(f"--data {given['data.path']} brings its own {', '.join(clash)}; leave those options out.")
+    return {**values, **fixed}
