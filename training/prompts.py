@@ -39,10 +39,13 @@ class TextTower(nn.Module):
         super().__init__()
         tower = getattr(clip, "text", clip)
         pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
-        if not hasattr(tower, "token_embedding") or pool != "argmax" or tower.attn_mask is None:
+        # CoCa's towers read their output at a class token of their own, whatever their pooling says.
+        appended = getattr(tower, "cls_emb", None) is not None
+        if not hasattr(tower, "token_embedding") or pool != "argmax" or tower.attn_mask is None or appended:
+            kind = f"{type(tower).__name__}, pooling {'at a class token' if appended else repr(pool)}"
             raise UsageError(
-                f"the teacher's text tower ({type(tower).__name__}, pooling {pool!r}) is not a causal CLIP text "
-                "transformer; choose an open_clip model such as ViT-B-16-quickgelu."
+                f"the teacher's text tower ({kind}) is not a causal CLIP text transformer that ends in its end token; "
+                "choose an open_clip model such as ViT-B-16-quickgelu."
             )
         self.tokenizer = tokenizer
         self.token_embedding = tower.token_embedding
@@ -68,7 +71,8 @@ class TextTower(nn.Module):
             needed = len(self.tokenizer.encode(prompt)) + 2
             if needed > len(row):
                 raise BadData(
-                    f"label prompt {prompt!r} needs {needed} tokens, the text tower has {len(row)}; shorten it."
+                    f"label prompt {prompt!r} needs {needed} tokens, the text tower has {len(row)}; "
+                    "shorten the label or lower prompt.length."
                 )
         return ids[:, : int(ids.argmax(dim=1).max()) + 1]
 
