@@ -10,6 +10,8 @@ from hpdval_edge.commands.data import data
 from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
+from hpdval_edge.commands.reproduce import reproduce
+from hpdval_edge.commands.sweep import sweep
 from hpdval_edge.commands.train import train
 from hpdval_edge.errors import HpedgeError
 
@@ -21,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, export, infer):
+for verb in (train, eval, export, infer, reproduce, sweep):
     app.command()(verb)
 app.add_typer(data, name="data")
 

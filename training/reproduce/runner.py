@@ -1,0 +1,161 @@
+"""Cells one by one: what is done is not run again, what was interrupted goes on, stage 1 is trained once and shared."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpdval_edge.atomic import write_file
+from hpdval_edge.errors import CheckFailed, UsageError
+from hpdval_edge.progress import say
+from hpdval_edge.training.reproduce.plans import Plan, donor
+from hpdval_edge.training.reproduce.scoring import sweep_reports, zero_shot_report
+from hpdval_edge.training.run_folder import RUNS, RunFolder, create_run
+from hpdval_edge.training.train import ZERO_SHOT, TrainOptions, train
+
+CELL_FILE = "cell.json"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A cell's outcome: its report (``multilabel_report``), or why there is none. run: its folder, empty without."""
+
+    plan: Plan
+    report: dict[str, Any] | None
+    seconds: float
+    run: str = ""
+    error: str = ""
+
+
+def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[Result], None]) -> list[Result]:
+    """Run every plan in order and hand each result to ``keep`` as soon as it is there.
+
+    A cell whose loss is no longer finite is a result without a report; the others still run.
+
+    Args:
+        known: zero-shot results of an earlier call, by plan name, as ``results.as_entry`` writes them.
+    """
+    results = []
+    for number, plan in enumerate(plans, start=1):
+        say(f"cell {number} of {len(plans)}: {plan.name}")
+        try:
+            result = _zero_shot(plan, known) if plan.cell.reads == "zero_shot" else train_cell(plan, donor(plans, plan))
+        except CheckFailed as failure:
+            say(f"{plan.name} has no result: {failure}")
+            result = Result(plan, None, _seconds(RunFolder(RUNS / plan.name)), error=str(failure))
+        results.append(result)
+        keep(result)
+    return results
+
+
+def _zero_shot(plan: Plan, known: dict[str, dict]) -> Result:
+    entry = known.get(plan.name)
+    if entry and entry["settings"] == plan.settings() and entry["report"]:
+        return Result(plan, entry["report"], entry["seconds"])
+    started = time.monotonic()
+    return Result(plan, zero_shot_report(plan.config, plan.cell.post), time.monotonic() - started)
+
+
+def train_cell(plan: Plan, giver: Plan | None) -> Result:
+    """Train what is missing of the plan's run and read its report.
+
+    Raises:
+        UsageError: a run of this name was made with other settings.
+        Interrupted: the state is kept; the same call goes on.
+    """
+    run = open_run(plan)
+    if giver is not None:
+        _adopt_stage1(run, RunFolder(RUNS / giver.name))
+    if not is_done(run, plan):
+        stage = "1" if plan.cell.reads == "stage1" else "all"
+        started = time.monotonic()
+        try:
+            train(None, TrainOptions(name=run.name, stage=stage, resume=True), {})
+        finally:
+            _add_seconds(run, time.monotonic() - started)
+    return Result(plan, run.read_json(METRICS)[plan.cell.reads], _seconds(run), run=str(run.path))
+
+
+def is_done(run: RunFolder, plan: Plan) -> bool:
+    """Whether the run holds the report that the cell reads, and the stage-1 weights that others may start from."""
+    reports = run.read_json(METRICS) if (run.path / METRICS).is_file() else {}
+    return plan.cell.reads in reports and (plan.cell.reads != "stage1" or run.weights("stage1").is_file())
+
+
+def open_run(plan: Plan) -> RunFolder:
+    """The plan's run, made with its configuration if nothing was trained in it yet.
+
+    Raises:
+        UsageError: its training began with other settings, or it was not made by this command.
+    """
+    run = RunFolder(RUNS / plan.name)
+    if (run.path / METRICS).is_file():
+        _refuse_changes(run, plan)
+        return run
+    if not run.path.is_dir():
+        run = create_run(plan.name, default=plan.name)
+    run.write_json(CELL_FILE, {"settings": plan.settings(), "seconds": 0.0})
+    run.write_config(plan.config)
+    return run
+
+
+def _refuse_changes(run: RunFolder, plan: Plan) -> None:
+    if not (run.path / CELL_FILE).is_file():
+        raise UsageError(f"{run.path} was not made by this command; rename or remove it.")
+    before, now = run.read_json(CELL_FILE)["settings"], plan.settings()
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        listed = ", ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
+        raise UsageError(
+            f"{run.path} began with other settings ({listed}); keep them, or remove the folder to run it anew."
+        )
+
+
+def _adopt_stage1(run: RunFolder, giver: RunFolder) -> None:
+    """Start ``run`` from the giver's finished stage 1, unless it has begun or the giver has none."""
+    if (run.path / METRICS).is_file() or not giver.weights("stage1").is_file():
+        return
+    reports = giver.read_json(METRICS)
+    say(f"stage 1 is that of {giver.path}")
+    write_file(run.weights("stage1"), lambda partial: shutil.copyfile(giver.weights("stage1"), partial))
+    # Last, because a run with this file counts as begun.
+    run.write_json(METRICS, {name: reports[name] for name in (ZERO_SHOT, "stage1")})
+
+
+def _seconds(run: RunFolder) -> float:
+    return float(run.read_json(CELL_FILE)["seconds"])
+
+
+def _add_seconds(run: RunFolder, seconds: float) -> None:
+    content = run.read_json(CELL_FILE)
+    run.write_json(CELL_FILE, {**content, "seconds": content["seconds"] + seconds})
+
+
+def evaluate_plans(
+    base: Plan, plans: Sequence[Plan], *, axis: str, known: dict[str, dict], keep: Callable[[Result], None]
+) -> list[Result]:
+    """Train ``base`` once, then score its weights with each plan's value of ``axis``; nothing is trained again.
+
+    Args:
+        axis: ``fuse.alpha`` or ``fuse.topk``.
+        known: results of an earlier call by plan name, used where ``base`` and the value are the same.
+    """
+    trained = train_cell(base, None)
+    run = RunFolder(Path(trained.run))
+    stored = [known.get(plan.name) for plan in plans]
+    if not all(e and e["report"] and e["settings"] == p.settings() for e, p in zip(stored, plans, strict=True)):
+        say(f"scoring {run.path} with {len(plans)} values of {axis}")
+        started = time.monotonic()
+        reports = sweep_reports(run, axis, [plan.cell.values[axis] for plan in plans])
+        share = (time.monotonic() - started) / len(plans)
+        stored = [{"report": report, "seconds": share} for report in reports]
+    results = [
+        Result(plan, entry["report"], entry["seconds"], run=str(run.path))
+        for plan, entry in zip(plans, stored, strict=True)
+    ]
+    for result in results:
+        keep(result)
+    return results
