@@ -104,7 +104,7 @@ def test_mistake_03_is_caught(monkeypatch, softplus):
 
 
 def check_bias():
-    """v = kappa log(n/n_i - 1): it rises as n_i falls and changes sign at n / 2; kappa_mode code divides it by lambda."""
+    """v = kappa log(n/n_i - 1): it rises as n_i falls and changes sign at n / 2; kappa_mode code divides by lambda."""
     stats = class_stats([1, 10, 30, 59], 60)
     assert stats.v_i[0] > stats.v_i[1] > stats.v_i[2] == 0 > stats.v_i[3]
     agree(stats.v_i.numpy(), 0.05 * np.log(60 / np.array([1, 10, 30, 59]) - 1))
