@@ -38,6 +38,14 @@ def heat_map(grid: np.ndarray, size: tuple[int, int]) -> tuple[Image.Image, Imag
     return Image.fromarray(colours.astype(np.uint8)), Image.fromarray(opacity)
 
 
+def warm(picture: Image.Image, grid: np.ndarray) -> Image.Image:
+    """A copy of the RGB ``picture`` under the heat map of ``grid``, float32 [rows, columns]."""
+    colours, opacity = heat_map(grid, picture.size)
+    covered = picture.copy()
+    covered.paste(colours, (0, 0), opacity)
+    return covered
+
+
 def draw_overlay(
     picture: Image.Image, prediction: Prediction, labels: tuple[str, ...], thresholds: np.ndarray, *, title: str
 ) -> Image.Image:
@@ -52,18 +60,14 @@ def draw_overlay(
     order = np.argsort(-prediction.scores, kind="stable")
     shown = order[: max(len(prediction.labels), min(5, len(labels)))][:12]
     best = int(order[0])
-    colours, opacity = heat_map(prediction.patch_scores[:, :, best], small.size)
-    warm = small.copy()
-    warm.paste(colours, (0, 0), opacity)
-
     page = Image.new("RGB", (WIDTH, height + 3 * MARGIN + 2 * ROW + ROW * len(shown)), PAPER)
     draw = ImageDraw.Draw(page)
     font, caption = ImageFont.load_default(16), ImageFont.load_default(13)
-    draw.text((MARGIN, MARGIN), _fit(draw, title, caption, width), INK, caption)
-    draw.text((2 * MARGIN + width, MARGIN), _fit(draw, f"where: {labels[best]}", caption, width), ACCENT, caption)
+    draw.text((MARGIN, MARGIN), fit(draw, title, caption, width), INK, caption)
+    draw.text((2 * MARGIN + width, MARGIN), fit(draw, f"where: {labels[best]}", caption, width), ACCENT, caption)
     top = MARGIN + ROW
     page.paste(small, (MARGIN, top))
-    page.paste(warm, (2 * MARGIN + width, top))
+    page.paste(warm(small, prediction.patch_scores[:, :, best]), (2 * MARGIN + width, top))
     _draw_scores(draw, top + height + MARGIN, shown, prediction, labels, thresholds, font, caption)
     return page
 
@@ -89,7 +93,7 @@ def _draw_scores(
     for row, index in enumerate(shown):
         y = top + ROW * row
         score, chosen = float(prediction.scores[index]), labels[index] in prediction.labels
-        draw.text((MARGIN, y + 4), _fit(draw, labels[index], font, 190), INK if chosen else MUTED, font)
+        draw.text((MARGIN, y + 4), fit(draw, labels[index], font, 190), INK if chosen else MUTED, font)
         draw.rounded_rectangle((left, y + 8, right, y + 20), 6, TRACK)
         draw.rounded_rectangle((left, y + 8, place(score), y + 20), 6, ACCENT if chosen else MUTED)
         tick = place(float(thresholds[index]))
@@ -103,7 +107,8 @@ def _draw_scores(
     )
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """``text``, cut with an ellipsis where it is wider than ``width`` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

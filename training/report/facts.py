@@ -1,0 +1,107 @@
+"""What the files of a finished run say by themselves, without its pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from hpdval_edge.config import Config
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.training.metrics import class_groups
+from hpdval_edge.training.run_folder import RunFolder
+
+# Key of metrics.json; training/train.py writes it and will import this package, so it is not imported from there.
+ZERO_SHOT = "teacher zero-shot"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run's own files, read once.
+
+    reports: metrics.json, by stage. stage: the last finished one. epochs: lines of metrics.jsonl. thresholds:
+    thresholds.json at fp32. weights: the file that ``reports[stage]`` was measured with. class_counts: training
+    positives int64 [C], in the order of ``labels``.
+    """
+
+    run: RunFolder
+    config: Config
+    reports: dict[str, dict[str, Any]]
+    stage: str
+    epochs: list[dict[str, Any]]
+    environment: dict[str, Any]
+    thresholds: dict[str, Any]
+    weights: Path
+    labels: tuple[str, ...]
+    class_counts: np.ndarray
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Report of the last finished stage."""
+        return self.reports[self.stage]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """head, medium or tail of every label, [C]."""
+        return class_groups(self.class_counts)
+
+    @property
+    def by_frequency(self) -> np.ndarray:
+        """Label indices, most training positives first, int64 [C]."""
+        return np.argsort(-self.class_counts, kind="stable")
+
+
+def read_facts(run: RunFolder) -> RunFacts:
+    """Read a run's files.
+
+    Raises:
+        UsageError: no stage of it has finished. BadData: a file is missing or damaged.
+    """
+    config = run.config()
+    reports = run.read_json("metrics.json") if (run.path / "metrics.json").is_file() else {}
+    finished = [name for name in reports if name != ZERO_SHOT]
+    if not finished:
+        raise UsageError(
+            f"{run.path} has no finished stage to report on; go on with `hpedge train --resume --name {run.name}`."
+        )
+    stage = finished[-1]
+    weights, metadata = _measured_weights(run, stage, int(reports[stage]["epoch"]))
+    return RunFacts(
+        run=run,
+        config=config,
+        reports=reports,
+        stage=stage,
+        epochs=_read_lines(run.path / "metrics.jsonl"),
+        environment=run.read_json("env.json"),
+        thresholds=run.read_json("thresholds.json")["fp32"],
+        weights=weights,
+        labels=tuple(json.loads(metadata["labels"])),
+        class_counts=np.array(json.loads(metadata["class_counts"]), np.int64),
+    )
+
+
+def _measured_weights(run: RunFolder, stage: str, epoch: int) -> tuple[Path, dict[str, str]]:
+    """The weights of a stage's report: while a later stage trains, ``best`` and ``last`` are already its own."""
+    for which in ("best", "last", "stage1"):
+        path = run.weights(which)
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise BadData(
+                f"{path} is not a readable weights file: {error}; train again or pass another run."
+            ) from error
+        if (metadata.get("stage"), metadata.get("epoch")) == (stage, str(epoch)):
+            return path, metadata
+    raise BadData(f"{run.path / 'weights'} holds no weights of {stage}, epoch {epoch}, which metrics.json reports on.")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise BadData(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,125 @@
+"""What the figures of a run mean, in sentences."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hpdval_edge.config import Config
+from hpdval_edge.presets import DEMO
+from hpdval_edge.training.report.curves import Decisions, Reliability
+from hpdval_edge.training.report.facts import ZERO_SHOT, RunFacts
+
+GROUP_MEANS = {
+    "head": "with 100 training pictures or more",
+    "medium": "with 20 to 99 training pictures",
+    "tail": "with fewer than 20 training pictures",
+}
+SEEN = {
+    "test": "test split, which chose nothing in training",
+    "val": "validation split, which also chose the epoch and the thresholds, so that they flatter",
+}
+# Differences smaller than this, in percent, are called no change.
+SAME = 0.05
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure for the page; a dash where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+
+
+def data_name(config: Config) -> str:
+    """Short name of the data set, without this machine's folders."""
+    if config.data.path == DEMO:
+        return "scenes-lt, the built-in demo set"
+    path = Path(config.data.path)
+    return path.name if not path.suffix or not path.parent.name else f"{path.parent.name}/{path.name}"
+
+
+def teacher_name(config: Config) -> str:
+    """The teacher's spec without this machine's folders."""
+    if config.teacher.spec == DEMO:
+        return "the built-in demo teacher"
+    name, colon, weights = config.teacher.spec.partition(":")
+    return f"{Path(name).name}{colon}{Path(weights).name}"
+
+
+def meaning(facts: RunFacts, decisions: Decisions | None, calibration: Reliability | None) -> list[str]:
+    """Sentences about the last stage's report; those that need scores are left out where there are none."""
+    sentences = [_overall(facts), *_against_teacher(facts), *_against_stage1(facts), *_groups(facts)]
+    if decisions is not None:
+        sentences.append(_decisions(facts, decisions))
+    if calibration is not None:
+        sentences.append(_calibration(calibration))
+    return sentences
+
+
+def _overall(facts: RunFacts) -> str:
+    result = facts.result
+    interval = _interval(facts, facts.stage)
+    sure = f" With other pictures it would mostly lie in {interval[0]:.1f} to {interval[1]:.1f}." if interval else ""
+    return (
+        f"Mean average precision (mAP) is {number(result['mAP'])} of 100 on {result['n_images']} pictures of the "
+        f"{SEEN[result['split']]}. 100 means that, for every label, each picture that shows it scores above each that "
+        f"does not.{sure}"
+    )
+
+
+def _interval(facts: RunFacts, stage: str) -> list[float] | None:
+    return (facts.reports[stage].get("interval") or {}).get("mAP")
+
+
+def _against_teacher(facts: RunFacts) -> list[str]:
+    if ZERO_SHOT not in facts.reports or facts.result["mAP"] is None:
+        return []
+    teacher = facts.reports[ZERO_SHOT]["mAP"]
+    sentence = (
+        f"The teacher alone, without any training, reaches {number(teacher)}; {_change(facts.result['mAP'] - teacher)}"
+    )
+    ours, theirs = _interval(facts, facts.stage), _interval(facts, ZERO_SHOT)
+    if ours and theirs:
+        apart = ours[0] > theirs[1] or ours[1] < theirs[0]
+        sentence += "; their 95 % intervals do not overlap" if apart else "; their 95 % intervals overlap"
+    return [sentence + "."]
+
+
+def _change(difference: float) -> str:
+    if abs(difference) < SAME:
+        return "training changed that by less than 0.1"
+    return f"training {'added' if difference > 0 else 'lost'} {abs(difference):.1f}"
+
+
+def _against_stage1(facts: RunFacts) -> list[str]:
+    if facts.stage != "stage2" or "stage1" not in facts.reports:
+        return []
+    difference = facts.result["mAP"] - facts.reports["stage1"]["mAP"]
+    if abs(difference) < SAME:
+        return ["Learning the prompts (stage 2) left mAP where stage 1 had brought it."]
+    return [f"Learning the prompts (stage 2) {'added' if difference > 0 else 'cost'} {abs(difference):.1f} of that."]
+
+
+def _groups(facts: RunFacts) -> list[str]:
+    told = [
+        f"{facts.result['groups'][group]} {group} labels ({means}) {number(facts.result[group])}"
+        for group, means in GROUP_MEANS.items()
+        if facts.result[group] is not None
+    ]
+    absent = facts.result["n_absent"]
+    missing = f" {absent} labels have no picture to be measured on and are left out of every mean." if absent else ""
+    return [f"By how often training saw a label: {'; '.join(told)}.{missing}"] if told else []
+
+
+def _decisions(facts: RunFacts, decisions: Decisions) -> str:
+    pictures = facts.result["n_images"]
+    chosen, hits, positives = (int(values.sum()) for values in (decisions.chosen, decisions.hits, decisions.positives))
+    right = f"{100 * hits / chosen:.0f} % of those are right, and it finds" if chosen else "it finds"
+    return (
+        f"At its thresholds the model names {chosen / pictures:.1f} labels a picture, where "
+        f"{positives / pictures:.1f} are true; {right} {100 * hits / max(1, positives):.0f} % of the true ones."
+    )
+
+
+def _calibration(calibration: Reliability) -> str:
+    said, true = calibration.averages
+    honest = abs(said - true) < 0.02 and calibration.error < 0.05
+    advice = "they can be read as chances" if honest else "decide by the thresholds, and do not read them as chances"
+    return f"Its probabilities average {said:.2f} where {true:.2f} of all picture-label pairs are true: {advice}."
