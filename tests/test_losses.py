@@ -71,15 +71,9 @@ def db_by_hand(logits, targets, rebalance, kappa_mode, pos_scale, focal):
 def test_dbstar_equals_the_equations_in_loops(rebalance, kappa_mode, pos_scale, focal):
     """METHOD 15 rows 4 to 7: sign or lambda of v, r of the other kind, w outside the softplus, wrong focal factor."""
     logits, targets = batch()
-    loss = make_loss(
-        "dbstar",
-        class_stats(COUNTS, IMAGES),
-        rebalance=rebalance,
-        kappa_mode=kappa_mode,
-        pos_scale=pos_scale,
-        focal=focal,
-    )
-    expected = db_by_hand(logits, targets, rebalance, kappa_mode, pos_scale, focal)
+    options = {"rebalance": rebalance, "kappa_mode": kappa_mode, "pos_scale": pos_scale, "focal": focal}
+    loss = make_loss("dbstar", class_stats(COUNTS, IMAGES), **options)
+    expected = db_by_hand(logits, targets, **options)
     np.testing.assert_allclose(loss(logits, targets, reduction="none").numpy(), expected, rtol=1e-10, atol=0)
     assert loss(logits, targets).item() == pytest.approx(expected.sum() / expected.size, rel=1e-10)
 
@@ -263,6 +257,18 @@ def test_statistics_are_float64_and_the_callers_array_is_copied():
     stats = class_stats(own, 40)
     own[0] = 0
     assert stats.n_i.tolist() == [30, 3]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_options_may_be_numpy_numbers(kind):
+    """Planted mistake: only Python's own int and float taken, so that np.float32(5) is "no finite number"."""
+    logits, targets = batch()
+    options = {"tau": 1, "beta": 10, "mu": 0, "kappa": 1, "lam": 5, "pos_scale": 3}
+    expected = make_loss("dbstar", class_stats(COUNTS, IMAGES), **options)(logits, targets)
+    as_numpy = {name: kind(value) for name, value in options.items()}
+    found = make_loss("dbstar", class_stats(COUNTS, IMAGES), **as_numpy)(logits.requires_grad_(), targets)
+    assert torch.equal(found, expected)
+    found.backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32], ids=str)

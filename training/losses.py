@@ -17,7 +17,7 @@ log(1 + e^t) is never computed as printed: it overflows in float16 at scale 20 a
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -302,11 +302,8 @@ def make_loss(
     _check_choice("rebalance", rebalance, REBALANCE)
     _check_choice("kappa_mode", kappa_mode, KAPPA_MODES)
     _check_choice("focal", focal, FOCAL)
-    _check_number("tau", tau, at_least=0)
-    _check_number("beta", beta, at_least=0)
-    _check_number("mu", mu)
-    _check_number("kappa", kappa, at_least=0)
-    _check_number("lam", lam, above=0)
+    tau, beta = _number("tau", tau, at_least=0), _number("beta", beta, at_least=0)
+    mu, kappa, lam = _number("mu", mu), _number("kappa", kappa, at_least=0), _number("lam", lam, above=0)
     scale = _positive_scale(pos_scale, stats)
     if name in ("bce", "mls"):
         return BinaryCrossEntropy(stats.n_i.numel())
@@ -341,8 +338,7 @@ def _positive_scale(pos_scale: str | float, stats: ClassStats) -> Tensor:
         if pos_scale == "none":
             return torch.ones_like(stats.n_i)
         return stats.w_i if pos_scale == "eq14" else 1 + stats.w_i
-    _check_number("pos_scale", pos_scale, above=0)
-    return torch.full_like(stats.n_i, pos_scale)
+    return torch.full_like(stats.n_i, _number("pos_scale", pos_scale, above=0))
 
 
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -350,9 +346,11 @@ def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _check_number(option: str, value: float, at_least: float = -math.inf, above: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(option: str, value: Real, at_least: float = -math.inf, above: float = -math.inf) -> float:
+    """Return value, Python's or NumPy's, as a float; ValueError if it is no finite number in range."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{option} must be a finite number, got {value!r}")
     if value < at_least or value <= above:
         bound = f"at least {at_least}" if value < at_least else f"above {above}"
         raise ValueError(f"{option} must be {bound}, got {value!r}")
+    return float(value)
