@@ -72,7 +72,7 @@ def multilabel_report(
     if thresholds is not None:
         report["OF1"], report["CF1"] = _f1(scores, positive, thresholds)
     if probabilities is not None:
-        report["ECE"] = _calibration_error(probabilities, positive)
+        report["ECE"] = calibration_error(probabilities, positive)
     if bootstrap:
         draws = _resampled(scores, positive, groups, int(bootstrap), seed)
         report["interval"] = {key: _interval(values, report[key]) for key, values in draws.items()}
@@ -161,7 +161,7 @@ def _number(value: float) -> float | None:
 
 
 def _f1(scores: np.ndarray, positive: np.ndarray, thresholds) -> tuple[float, float]:
-    """Return OF1 and CF1 in percent; a quotient of zeros counts as 0."""
+    """Return OF1 and CF1 in percent, counted in blocks of rows."""
     thresholds = np.asarray(thresholds, dtype=np.float64)
     if thresholds.ndim:
         _check_shape("thresholds", thresholds, (scores.shape[1],))
@@ -173,18 +173,35 @@ def _f1(scores: np.ndarray, positive: np.ndarray, thresholds) -> tuple[float, fl
         hits += np.count_nonzero(predicted & positive[rows], axis=0)
         chosen += np.count_nonzero(predicted, axis=0)
         true += np.count_nonzero(positive[rows], axis=0)
-    overall = 200 * hits.sum() / max(1, chosen.sum() + true.sum())
+    quality = decision_quality(hits, chosen, true)
+    return quality["OF1"], quality["CF1"]
+
+
+def decision_quality(hits: np.ndarray, chosen: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 in percent, over all labels together (OP, OR, OF1) and averaged over classes.
+
+    CP and CR are means over the classes with positives, a class never predicted having precision 0; CF1 is theirs.
+
+    Args:
+        hits, chosen, true: counts [C] of right predictions, predictions and positives.
+    """
     present = true > 0
-    if not present.any():
-        return float(overall), 0.0
-    precision = (hits[present] / np.maximum(1, chosen[present])).mean()
-    recall = (hits[present] / true[present]).mean()
-    by_class = 200 * precision * recall / (precision + recall) if hits.any() else 0.0
-    return float(overall), float(by_class)
+    overall = hits.sum() / max(1, chosen.sum()), hits.sum() / max(1, true.sum())
+    by_class = (0.0, 0.0)
+    if present.any():
+        by_class = (hits / np.maximum(1, chosen))[present].mean(), (hits[present] / true[present]).mean()
+    quality = {}
+    for letter, (precision, recall) in (("O", overall), ("C", by_class)):
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        quality |= {f"{letter}P": 100 * precision, f"{letter}R": 100 * recall, f"{letter}F1": 100 * f1}
+    return {key: float(value) for key, value in quality.items()}
 
 
-def _calibration_error(probabilities, positive: np.ndarray) -> float:
-    """Return ECE in 0..1 of probabilities, [n,C] or a function of a slice, against positive [n,C] bool."""
+def calibration_error(probabilities, positive: np.ndarray) -> float:
+    """Return ECE in 0..1 of probabilities, [n,C] or a function of a slice, against positive [n,C] bool.
+
+    See `multilabel_report` for its definition; ValueError for a wrong shape or a value outside 0..1.
+    """
     if not callable(probabilities):
         probabilities = np.asarray(probabilities)
         _check_shape("probabilities", probabilities, positive.shape)
