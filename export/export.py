@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +23,18 @@ from hpdval_edge.bundle import (
     Manifest,
     load_bundle,
     sha256,
+    write_thresholds,
 )
 from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_torchscript
-from hpdval_edge.predictor import Predictor
-from hpdval_edge.training.evaluate import model_scorer
+from hpdval_edge.progress import say
+from hpdval_edge.runtimes import load_engine
+from hpdval_edge.training.calibration_run import bundle_entry, validation_pictures
+from hpdval_edge.training.evaluate import engine_scorer, model_scorer
 from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.run_folder import RUNS, RunFolder
+from hpdval_edge.training.thresholds import parse_objective
 from hpdval_edge.training.train import selected_weights
 
 TARGETS = ("onnx", "torchscript")
@@ -88,6 +93,9 @@ def export(run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Pat
                 f"{worst} at {precision} differs from float32 PyTorch by {report.max_error[worst]:.1e} on pictures, "
                 f"{report.tolerance:.0e} is allowed; nothing was written. Export without --fp16."
             )
+        refitted = _fit_anew(folder, run) if precision != "fp32" else None
+    if refitted:
+        run.write_json(THRESHOLDS, {**run.read_json(THRESHOLDS), precision: refitted})
     write_text(LAST_EXPORT if run.path.parent == RUNS else run.path.parent / LAST_EXPORT.name, f"{out}\n")
     return replace(report, path=out)
 
@@ -143,8 +151,6 @@ def _write_files(
     banks = {"global": model.text_global, "local": model.text_local}
     unit = {name: torch.nn.functional.normalize(bank.float(), dim=1, eps=1e-12).numpy() for name, bank in banks.items()}
     (folder / TEXT).write_bytes(save_safetensors(unit))
-    fitted = run.read_json(THRESHOLDS)["fp32"]
-    (folder / THRESHOLDS).write_text(json.dumps({manifest.precision: fitted}, indent=2) + "\n", encoding="utf-8")
     np.savez_compressed(folder / GOLDEN, images=images, scores=expected)
     (folder / CARD).write_text((run.path / CARD).read_text(encoding="utf-8"), encoding="utf-8")
     deployed = Deployed(model, half=manifest.precision == "fp16")
@@ -153,7 +159,28 @@ def _write_files(
         write, name = writers[target]
         write(deployed, folder / name, image_size=manifest.image_size, embed_dim=manifest.embed_dim)
     digests = {path.name: sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(replace(manifest, files=digests).to_json(), encoding="utf-8")
+    fitted = {**run.read_json(THRESHOLDS)["fp32"], "fitted_at": "fp32"}
+    write_thresholds(folder, replace(manifest, files=digests), fitted)
+
+
+def _fit_anew(folder: Path, run: RunFolder) -> dict[str, Any] | None:
+    """Fit thresholds and calibration on the scores of the bundle in ``folder``, write them there and return them.
+
+    Where the run's validation pictures are not at hand, the bundle keeps those of float32, marked as such, and the
+    result is None.
+    """
+    bundle = load_bundle(folder)
+    try:
+        pictures = validation_pictures(run, bundle.manifest.labels)
+        entry = bundle_entry(bundle, pictures, parse_objective(bundle.objective))
+    except (BadData, UsageError) as error:
+        say(
+            "note: thresholds and probabilities stay those fitted at fp32, for the validation pictures cannot be "
+            f"read: {str(error).splitlines()[0]}"
+        )
+        return None
+    write_thresholds(folder, bundle.manifest, entry)
+    return entry
 
 
 def verify(folder: Path, images: np.ndarray, expected: np.ndarray, targets: tuple[str, ...]) -> ExportReport:
@@ -166,8 +193,7 @@ def verify(folder: Path, images: np.ndarray, expected: np.ndarray, targets: tupl
     names = {"onnx": "onnxruntime", "torchscript": "torchscript"}
     errors, flips = {}, {}
     for target in targets:
-        predictor = Predictor(bundle, backend=names[target])
-        scores = np.stack([prediction.scores for prediction in predictor.predict_pixels(images)])
+        scores = engine_scorer(bundle, load_engine(bundle, names[target]))(images)
         errors[target] = float(np.abs(scores.astype(np.float64) - expected).max())
         flips[target] = int(((scores >= bundle.thresholds) != (expected >= bundle.thresholds)).sum())
     size = sum(path.stat().st_size for path in folder.iterdir())

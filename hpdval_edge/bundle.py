@@ -7,8 +7,11 @@ or altered, or labels, text banks and thresholds disagree.
 import hashlib
 import io
 import json
+import math
+import shutil
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
+from hpdval_edge.atomic import new_folder
 from hpdval_edge.errors import BadData, UsageError
 
 SCHEMA = 1
@@ -59,10 +63,32 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """Platt scaling of cosines: p = sigmoid((logit_scale * s - bias) / temperature).
+
+    temperature: how much flatter than the training loss's sigmoid. bias: in units of the logit; a cosine has no natural
+    zero, so that a temperature alone could not move the score at which p is 1/2. 1 and 0 leave p uncalibrated.
+    """
+
+    logit_scale: float
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Float32 of any shape -> float32 of that shape, each label's probability by itself (they need not add up)."""
+        logits = (self.logit_scale * np.asarray(scores, np.float64) - self.bias) / self.temperature
+        # The sigmoid written as a tanh cannot overflow.
+        return (0.5 + 0.5 * np.tanh(0.5 * logits)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A verified bundle.
 
-    text_global, text_local: unit rows float32 [C, E]. thresholds: float32 [C] for the bundle's precision.
+    text_global, text_local: unit rows float32 [C, E]. thresholds: float32 [C]. calibration: makes probabilities;
+    uncalibrated in bundles older than calibration. fitted_at: precision of the scores that thresholds and calibration
+    were fitted on; differs from the manifest's where an export could not fit them anew. objective: of the thresholds,
+    as ``hpedge calibrate --objective`` takes it.
     """
 
     path: Path
@@ -70,6 +96,9 @@ class Bundle:
     text_global: np.ndarray
     text_local: np.ndarray
     thresholds: np.ndarray
+    calibration: Calibration
+    fitted_at: str
+    objective: str
 
     def read(self, name: str) -> bytes:
         """Content of one file of the bundle, checked against the manifest; BadData if it is not there."""
@@ -104,8 +133,9 @@ def load_bundle(path: str | Path) -> Bundle:
                 f"bundle {path}: the label order of {THRESHOLDS} differs from the manifest's; export it again."
             )
         values = np.array(thresholds["values"], np.float32)
+        calibration = read_calibration(thresholds, manifest.logit_scale)
         banks = text["global"], text["local"]
-    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError) as error:
+    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, ValueError) as error:
         raise BadData(
             f"bundle {path}: {TEXT} or {THRESHOLDS} is not what schema {SCHEMA} holds ({error!r})."
         ) from error
@@ -117,7 +147,49 @@ def load_bundle(path: str | Path) -> Bundle:
             )
     if values.shape != shape[:1]:
         raise BadData(f"bundle {path}: {len(values)} thresholds for {shape[0]} labels.")
-    return Bundle(path, manifest, *banks, values)
+    # Exports before fitted_at existed took the F1 thresholds of float32 scores, whatever the bundle's precision.
+    fitted_at, objective = thresholds.get("fitted_at", "fp32"), thresholds.get("objective", "f1")
+    return Bundle(path, manifest, *banks, values, calibration, fitted_at, objective)
+
+
+def read_calibration(entry: Mapping[str, Any], logit_scale: float) -> Calibration:
+    """Temperature and bias of one precision's entry in thresholds.json; uncalibrated where it has none.
+
+    Raises:
+        ValueError, TypeError: they are no such numbers.
+    """
+    temperature, bias = float(entry.get("temperature", 1.0)), float(entry.get("bias", 0.0))
+    if not (0 < temperature < math.inf and math.isfinite(bias)):
+        raise ValueError(f"temperature {temperature} must be positive and bias {bias} finite")
+    return Calibration(logit_scale, temperature, bias)
+
+
+def replace_thresholds(bundle: Bundle, entry: Mapping[str, Any]) -> None:
+    """Write ``entry`` as the bundle's thresholds, for its precision, with a new manifest; all of it or nothing.
+
+    Raises:
+        UsageError: a zipped bundle.
+        MissingDependency: a full disk; the bundle stays as it was.
+    """
+    if not bundle.path.is_dir():
+        raise UsageError(f"bundle {bundle.path} is zipped; unpack it to change its thresholds.")
+    with new_folder(bundle.path) as folder:
+        for source in bundle.path.rglob("*"):
+            target = folder / source.relative_to(bundle.path)
+            if source.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        write_thresholds(folder, bundle.manifest, entry)
+
+
+def write_thresholds(folder: Path, manifest: Manifest, entry: Mapping[str, Any]) -> None:
+    """thresholds.json with ``entry`` for the manifest's precision, and the manifest with its new sha256."""
+    text = (json.dumps({manifest.precision: entry}, indent=2) + "\n").encode()
+    (folder / THRESHOLDS).write_bytes(text)
+    digests = {**manifest.files, THRESHOLDS: sha256(text)}
+    (folder / MANIFEST).write_text(replace(manifest, files=digests).to_json(), encoding="utf-8")
 
 
 def sha256(data: bytes) -> str:

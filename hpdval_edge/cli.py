@@ -1,15 +1,20 @@
 """The ``hpedge`` command: its verbs, its exit codes. Each verb lies in ``commands/``, its docstring is its help."""
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 import hpdval_edge
+from hpdval_edge.commands.calibrate import calibrate
+from hpdval_edge.commands.complexity import complexity
 from hpdval_edge.commands.data import data
 from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
+from hpdval_edge.commands.maps import maps
+from hpdval_edge.commands.report import report
 from hpdval_edge.commands.reproduce import reproduce
 from hpdval_edge.commands.sweep import sweep
 from hpdval_edge.commands.train import train
@@ -23,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, export, infer, reproduce, sweep):
+for verb in (train, eval, calibrate, export, infer, reproduce, sweep, complexity, report, maps):
     app.command()(verb)
 app.add_typer(data, name="data")
 
@@ -43,8 +48,20 @@ def _root(
     pass
 
 
+_show_foreign_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Our own warnings are a sentence for people; those of other packages keep their place in the source."""
+    if category.__module__.startswith("hpdval_edge"):
+        typer.echo(f"hpedge: {message}", err=True)
+    else:
+        _show_foreign_warning(message, category, *where)
+
+
 def main() -> None:
-    """Entry point: every HpedgeError becomes one line on stderr and its exit code."""
+    """Entry point: every HpedgeError becomes one line on stderr and its exit code, our warnings become one line."""
+    warnings.showwarning = _show_warning
     try:
         app(standalone_mode=True)
     except HpedgeError as error:

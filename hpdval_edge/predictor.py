@@ -1,5 +1,6 @@
 """``Predictor``: pictures in, labels and scores out, wherever the bundle runs."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,20 @@ class Prediction:
 
     labels: chosen ones, best first. scores: float32 [C] in the manifest's order, cosines of about -1..1.
     patch_scores: float32 [rows, columns, C], the local view's cosine of each patch with each label.
+    probabilities: float32 [C] in 0..1, how often pictures with such a score show the label, each label by itself (they
+    do not add up to 1): sigmoid((logit_scale * s - bias) / temperature), fitted on the validation pictures and right
+    as far as yours resemble those. Bundles without a fit have temperature 1 and bias 0, which is no calibrated
+    probability. None only in a Prediction made by hand.
     """
 
     labels: tuple[str, ...]
     scores: np.ndarray
     patch_scores: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class PrecisionWarning(UserWarning):
+    """Thresholds and calibration were fitted on scores of another precision than the bundle computes in."""
 
 
 class Predictor:
@@ -38,6 +48,9 @@ class Predictor:
         threshold: ``fitted`` takes the bundle's own, fitted on validation; a number serves all labels alike.
         top: choose the N best labels instead, whatever their scores.
         threads: CPU threads, 0 for the engine's own choice.
+
+    Warns:
+        PrecisionWarning: the bundle's thresholds and calibration were fitted at another precision.
     """
 
     def __init__(
@@ -51,6 +64,7 @@ class Predictor:
     ) -> None:
         self.bundle = model if isinstance(model, Bundle) else load_bundle(model)
         self.engine = load_engine(self.bundle, backend, threads)
+        warn_of_precision(self.bundle)
         self.top = top
         self.thresholds = _thresholds(threshold, self.bundle.thresholds)
         if top is not None and not 1 <= top <= len(self.labels):
@@ -88,12 +102,26 @@ class Predictor:
         manifest = self.bundle.manifest
         scores, patch_scores = self.engine(normalise(pixels, manifest.mean, manifest.std))
         maps = patch_scores.reshape(len(scores), *manifest.grid, -1)
-        return [Prediction(self._choose(row), row, grid) for row, grid in zip(scores, maps, strict=True)]
+        probabilities = self.bundle.calibration.probabilities(scores)
+        rows = zip(scores, maps, probabilities, strict=True)
+        return [Prediction(self._choose(row), row, grid, chances) for row, grid, chances in rows]
 
     def _choose(self, scores: np.ndarray) -> tuple[str, ...]:
         order = np.argsort(-scores, kind="stable")
         chosen = order[: self.top] if self.top else [i for i in order if scores[i] >= self.thresholds[i]]
         return tuple(self.labels[i] for i in chosen)
+
+
+def warn_of_precision(bundle: Bundle) -> None:
+    """PrecisionWarning where the bundle's thresholds were fitted on scores of another precision than its own."""
+    precision = bundle.manifest.precision
+    if bundle.fitted_at != precision:
+        warnings.warn(
+            f"bundle {bundle.path} computes in {precision}, its thresholds and probabilities were fitted at "
+            f"{bundle.fitted_at}; fit them anew with `hpedge calibrate {bundle.path} --data VALIDATION_LIST`.",
+            PrecisionWarning,
+            stacklevel=3,
+        )
 
 
 def as_image(picture: Picture) -> Image.Image:

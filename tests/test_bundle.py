@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from hpdval_edge import Predictor, load_bundle
+from hpdval_edge.bundle import replace_thresholds, sha256
 from hpdval_edge.errors import BadData, MissingDependency, UsageError
+from hpdval_edge.predictor import PrecisionWarning
 
 
 @pytest.fixture
@@ -56,6 +58,62 @@ def test_labels_are_chosen_by_threshold_or_rank(tiny_bundle, tiny):
     bundle = load_bundle(tiny_bundle)
     fitted = {label for label, s, t in zip(bundle.manifest.labels, scores, bundle.thresholds, strict=True) if s >= t}
     assert set(Predictor(tiny_bundle)(path).labels) == fitted
+
+
+def edit_thresholds(bundle, drop=(), **changes):
+    """Change the one entry of thresholds.json and keep the manifest's digest right."""
+    path = bundle / "thresholds.json"
+    entry = {**json.loads(path.read_text())["fp16"], **changes}
+    path.write_text(json.dumps({"fp16": {key: value for key, value in entry.items() if key not in drop}}))
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    edit_manifest(bundle, files={**files, path.name: sha256(path.read_bytes())})
+
+
+def test_probabilities_are_the_bundle_s_calibration(copy, tiny):
+    """Planted mistakes: temperature times the logit, the bias outside the quotient, another picture's."""
+    edit_thresholds(copy, temperature=0.5, bias=3.0)
+    scale = load_bundle(copy).manifest.logit_scale
+    for prediction in Predictor(copy)([tiny / "test" / f"0{i}.png" for i in range(3)]):
+        expected = 1 / (1 + np.exp(-(scale * prediction.scores.astype(np.float64) - 3) / 0.5))
+        assert prediction.probabilities.dtype == np.float32
+        np.testing.assert_allclose(prediction.probabilities, expected, rtol=1e-5)
+
+
+def test_bundles_from_before_calibration_load(copy, tiny):
+    """Their thresholds were those of float32 scores. Planted mistake: KeyError, or silence about the precision."""
+    edit_thresholds(copy, drop=("temperature", "bias", "fitted_at", "objective"))
+    bundle = load_bundle(copy)
+    assert (bundle.calibration.temperature, bundle.calibration.bias) == (1, 0)
+    assert (bundle.fitted_at, bundle.objective) == ("fp32", "f1")
+    with pytest.warns(
+        PrecisionWarning, match=r"computes in fp16, .* were fitted at fp32; fit them anew with `hpedge cal"
+    ):
+        prediction = Predictor(copy)(tiny / "test" / "00.png")
+    plain = 1 / (1 + np.exp(-bundle.manifest.logit_scale * prediction.scores.astype(np.float64)))
+    np.testing.assert_allclose(prediction.probabilities, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), "warm", None])
+def test_a_temperature_that_is_none_is_refused(copy, temperature):
+    edit_thresholds(copy, temperature=temperature)
+    with pytest.raises(BadData, match=r"thresholds\.json is not what schema 1 holds"):
+        load_bundle(copy)
+
+
+def test_replaced_thresholds_keep_every_other_file(copy):
+    """Planted mistakes: folders of the bundle lost, the manifest's digest left as it was."""
+    (copy / "kernels").mkdir()
+    (copy / "kernels" / "head.ptx").write_text("ptx")
+    before = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    bundle = load_bundle(copy)
+    entry = json.loads((copy / "thresholds.json").read_text())["fp16"]
+    replace_thresholds(bundle, {**entry, "values": [0.5, 0.25, 0.125, 0.0]})
+    after = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    changed = {name.name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert changed == {"manifest.json", "thresholds.json"}
+    assert load_bundle(copy).thresholds.tolist() == [0.5, 0.25, 0.125, 0.0]
+    assert not list(copy.parent.glob(".*partial"))
 
 
 def test_zipped_bundles_are_the_same(tiny_bundle, tiny, tmp_path):

@@ -1,6 +1,10 @@
 """Export: what is written, that it is verified, that a failed export leaves nothing."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -13,9 +17,11 @@ from hpdval_edge.bundle import load_bundle
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export import export as module
 from hpdval_edge.export.deployed import Deployed
+from hpdval_edge.predictor import PrecisionWarning, Predictor
 from hpdval_edge.training.evaluate import model_scorer
 from hpdval_edge.training.model import load_model
 from hpdval_edge.training.run_folder import find_run
+from hpdval_edge.training.thresholds import Objective, fit
 
 
 @pytest.fixture
@@ -78,6 +84,9 @@ def test_float32_export_is_closer_than_half(work, tmp_path):
     report = module.export(find_run("tiny"), precision="fp32", targets=("onnx",), out=tmp_path / "full.hpedge")
     assert report.max_error["onnx"] <= 1e-5
     assert report.tolerance == 1e-4
+    bundle = load_bundle(tmp_path / "full.hpedge")
+    assert bundle.thresholds.tolist() == find_run("tiny").read_json("thresholds.json")["fp32"]["values"]
+    assert bundle.fitted_at == "fp32"
 
 
 def test_an_export_that_differs_is_refused_and_the_old_bundle_stays(work, tiny_bundle, monkeypatch):
@@ -134,3 +143,50 @@ def test_card_and_thresholds_travel(tiny_bundle):
     assert "| bright square |" in (tiny_bundle / "MODEL_CARD.md").read_text()
     thresholds = json.loads((tiny_bundle / "thresholds.json").read_text())
     assert list(thresholds) == ["fp16"]
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path, monkeypatch):
+    """A copy of the tiny run's folder to change."""
+    monkeypatch.chdir(shutil.copytree(tiny_run, tmp_path / "work"))
+    return find_run("tiny")
+
+
+def test_half_precision_is_fitted_on_its_own_scores(copied, tiny):
+    """Planted mistakes: float32 thresholds under the name of fp16, another objective than the run's, the test split."""
+    entry = {**copied.read_json("thresholds.json")["fp32"], "objective": "recall=0.7"}
+    copied.write_json("thresholds.json", {"fp32": entry})
+    module.export(copied, precision="fp16", targets=("onnx",), out=None)
+    bundle = load_bundle("runs/tiny/model.hpedge")
+    assert (bundle.fitted_at, bundle.objective) == ("fp16", "recall=0.7")
+    rows = [row.split(",") for row in (tiny / "val.csv").read_text().splitlines()[1:]]
+    scores = np.stack([prediction.scores for prediction in Predictor(bundle)([tiny / path for path, _ in rows])])
+    targets = np.array([[label in labels.split(";") for label in bundle.manifest.labels] for _, labels in rows])
+    expected = fit(scores, targets, Objective("recall", 0.7))
+    np.testing.assert_allclose(bundle.thresholds, expected.values, atol=1e-6)
+    stored = copied.read_json("thresholds.json")
+    assert stored["fp32"] == entry
+    assert stored["fp16"]["values"] == bundle.thresholds.tolist()
+
+
+def test_without_the_validation_pictures_the_bundle_says_so(copied, tmp_path, capsys):
+    """Planted mistakes: no word about it, fp16 as the precision of the fit."""
+    config = copied.path / "config.toml"
+    config.write_text(re.sub(r"(?m)^path = .*$", f'path = "{tmp_path / "gone"}"', config.read_text(), count=1))
+    module.export(copied, precision="fp16", targets=("onnx",), out=None)
+    err = capsys.readouterr().err
+    assert "note: thresholds and probabilities stay those fitted at fp32" in err
+    assert "gone" in err
+    bundle = load_bundle("runs/tiny/model.hpedge")
+    assert bundle.fitted_at == "fp32"
+    assert bundle.thresholds.tolist() == copied.read_json("thresholds.json")["fp32"]["values"]
+    with pytest.warns(PrecisionWarning, match="computes in fp16, its thresholds and probabilities were fitted at fp32"):
+        Predictor(bundle)
+    code = "import sys; sys.argv = ['hpedge', 'infer', *sys.argv[1:]]; from hpdval_edge.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "absent", "--model", "runs/tiny/model.hpedge"], capture_output=True, text=True
+    )
+    lines = [line for line in done.stderr.splitlines() if "fitted at fp32" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("hpedge: bundle runs/tiny/model.hpedge computes in fp16")
+    assert "predictor.py" not in done.stderr

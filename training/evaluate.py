@@ -5,10 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hpdval_edge.bundle import Bundle, Calibration
+from hpdval_edge.images import normalise
+from hpdval_edge.progress import progress
+from hpdval_edge.runtimes import Engine
 from hpdval_edge.training.dataset import LabelledImages
 from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.metrics import multilabel_report
 from hpdval_edge.training.model import DualView
+from hpdval_edge.training.run_folder import CACHE
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 
@@ -24,17 +29,42 @@ def model_scorer(model: DualView, device: torch.device) -> Scorer:
     return score
 
 
+def engine_scorer(bundle: Bundle, engine: Engine) -> Scorer:
+    """Scores of a bundle's engine: uint8 [B, S, S, 3] -> float32 [B, C], in the bundle's precision."""
+
+    def score(pixels: np.ndarray) -> np.ndarray:
+        return engine(normalise(pixels, bundle.manifest.mean, bundle.manifest.std))[0]
+
+    return score
+
+
+def score_pictures(scorer: Scorer, pictures: LabelledImages, size: int) -> np.ndarray:
+    """Scores float32 [n, C] of labelled pictures, read at ``size`` pixels; the cache is used where there is one.
+
+    Raises:
+        BadData: pictures that cannot be read, named.
+    """
+    with progress("checking pictures", len(pictures)) as update:
+        store = ImageStore(pictures, size=size, cache=CACHE if CACHE.is_dir() else None, on_progress=update)
+    with progress("scoring", len(pictures)) as update:
+        return score_store(scorer, store, on_progress=update)
+
+
 def score_store(
     scorer: Scorer, store: ImageStore, *, batch: int = 64, on_progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
     """Scores float32 [n, C] of every picture of an ImageStore."""
-    parts = []
+    scores = np.empty((len(store), 0), np.float32)
     for start in range(0, len(store), batch):
         rows = np.arange(start, min(start + batch, len(store)))
-        parts.append(scorer(store[rows]))
+        part = scorer(store[rows])
+        if not start:
+            # Filled in place: a list of parts and their concatenation would hold all scores twice.
+            scores = np.empty((len(store), part.shape[1]), np.float32)
+        scores[rows] = part
         if on_progress:
             on_progress(int(rows[-1]) + 1, len(store))
-    return np.concatenate(parts).astype(np.float32)
+    return scores
 
 
 def post_process(scores: np.ndarray, post: str) -> np.ndarray:
@@ -55,20 +85,27 @@ def report(
     post: str = "none",
     thresholds: np.ndarray | None = None,
     logit_scale: float | None = None,
+    calibration: Calibration | None = None,
     bootstrap: int = 0,
     seed: int = 0,
 ) -> dict:
-    """``multilabel_report`` on raw scores float32 [n, C]; probabilities are sigmoid(logit_scale * s), uncalibrated.
+    """``multilabel_report`` on raw scores float32 [n, C].
 
-    class_counts: training positives [C], which make the groups.
+    class_counts: training positives [C], which make the groups. calibration: gives the probabilities for ECE; with
+    ``logit_scale`` alone they are sigmoid(logit_scale * s), uncalibrated.
     """
-    probabilities = None if logit_scale is None else 1 / (1 + np.exp(-np.float64(logit_scale) * scores))
+    if calibration is None and logit_scale is not None:
+        calibration = Calibration(logit_scale)
+
+    def probabilities(rows: slice) -> np.ndarray:
+        return calibration.probabilities(scores[rows])
+
     return multilabel_report(
         post_process(scores, post),
         data.targets,
         class_counts,
         thresholds=thresholds if post == "none" else None,
-        probabilities=probabilities,
+        probabilities=probabilities if calibration else None,
         bootstrap=bootstrap,
         seed=seed,
         labels=data.labels,

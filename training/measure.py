@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hpdval_edge.bundle import MANIFEST
+from hpdval_edge.bundle import MANIFEST, THRESHOLDS, Calibration, read_calibration
 from hpdval_edge.config import load_config
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.predictor import Predictor
 from hpdval_edge.presets import DEMO
-from hpdval_edge.progress import progress
 from hpdval_edge.training.dataset import LabelledImages
-from hpdval_edge.training.evaluate import Scorer, model_scorer, report, score_store
-from hpdval_edge.training.image_store import ImageStore
+from hpdval_edge.training.evaluate import Scorer, engine_scorer, model_scorer, report, score_pictures
 from hpdval_edge.training.model import load_model
 from hpdval_edge.training.precision import choose_device
 from hpdval_edge.training.readers import load_splits
 from hpdval_edge.training.readers_layout import file_layout
-from hpdval_edge.training.run_folder import CACHE, RunFolder, find_run
+from hpdval_edge.training.run_folder import RunFolder, find_run
 from hpdval_edge.training.session import load_data
 from hpdval_edge.training.train import selected_weights
 
@@ -35,7 +33,7 @@ class Subject:
     labels: tuple[str, ...]
     class_counts: np.ndarray
     image_size: int
-    logit_scale: float
+    calibration: Calibration
     thresholds: np.ndarray
     post: str
 
@@ -52,61 +50,58 @@ def measure(model: str | None, *, data: str | None, images: str | None, backend:
     Raises:
         UsageError, BadData: no such model or data; labels that the model does not know.
     """
-    bundle = model is not None and (model.endswith(".hpedge") or (Path(model) / MANIFEST).is_file())
+    bundle = is_bundle(model)
     if bundle and data is None:
         raise UsageError(f"a bundle has no pictures of its own: pass --data, e.g. hpedge eval {model} --data test.csv.")
     run = None if bundle else find_run(model)
-    subject = _bundle(model, backend) if bundle else _run(run)
+    subject = _bundle(model, backend) if bundle else run_subject(run)
     split, pictures = _pictures(run, data, images, subject.labels)
-    with progress("checking pictures", len(pictures)) as update:
-        store = ImageStore(
-            pictures, size=subject.image_size, cache=CACHE if CACHE.is_dir() else None, on_progress=update
-        )
-    with progress("scoring", len(pictures)) as update:
-        scores = score_store(subject.scorer, store, on_progress=update)
     result = report(
-        scores,
+        score_pictures(subject.scorer, pictures, subject.image_size),
         pictures,
         subject.class_counts,
         post=subject.post,
         thresholds=subject.thresholds,
-        logit_scale=subject.logit_scale,
+        calibration=subject.calibration,
         bootstrap=BOOTSTRAP,
     )
     return {"model": subject.name, "split": split, **result}
 
 
+def is_bundle(model: str | None) -> bool:
+    """Whether the name stands for a bundle and not for a run."""
+    return model is not None and (model.endswith(".hpedge") or (Path(model) / MANIFEST).is_file())
+
+
 def _bundle(path: str, backend: str) -> Subject:
     predictor = Predictor(path, backend)
-    manifest = predictor.bundle.manifest
-
-    def score(pixels: np.ndarray) -> np.ndarray:
-        return np.stack([prediction.scores for prediction in predictor.predict_pixels(pixels)])
-
+    bundle = predictor.bundle
     return Subject(
         name=path,
-        scorer=score,
+        scorer=engine_scorer(bundle, predictor.engine),
         labels=predictor.labels,
-        class_counts=np.array(manifest.provenance["class_counts"]),
-        image_size=manifest.image_size,
-        logit_scale=manifest.logit_scale,
-        thresholds=predictor.bundle.thresholds,
+        class_counts=np.array(bundle.manifest.provenance["class_counts"]),
+        image_size=bundle.manifest.image_size,
+        calibration=bundle.calibration,
+        thresholds=bundle.thresholds,
         post="none",
     )
 
 
-def _run(run: RunFolder) -> Subject:
+def run_subject(run: RunFolder) -> Subject:
+    """A run's selected weights in PyTorch; BadData where the run is not complete."""
     config = run.config()
     model, labels, metadata = load_model(run.weights(selected_weights(config)))
     device = choose_device(config.train.device)
+    fitted = run.read_json(THRESHOLDS)["fp32"]
     return Subject(
         name=str(run.path),
         scorer=model_scorer(model.to(device), device),
         labels=labels,
         class_counts=np.array(json.loads(metadata["class_counts"])),
         image_size=model.student.spec.image_size,
-        logit_scale=float(model.logit_scale),
-        thresholds=np.array(run.read_json("thresholds.json")["fp32"]["values"], np.float32),
+        calibration=read_calibration(fitted, float(model.logit_scale)),
+        thresholds=np.array(fitted["values"], np.float32),
         post=config.eval.post,
     )
 
