@@ -1,0 +1,360 @@
+"""Few-shot: the published splits, data-free protocols on synthetic annotations, episodes isolated from each other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpdval_edge.config import load_config
+from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.training.dataset import LabelledImages
+from hpdval_edge.training.protocols import fewshot, fewshot_coco, fewshot_episode, fewshot_voc
+from hpdval_edge.training.protocols.fewshot import run_fewshot
+from hpdval_edge.training.protocols.fewshot_splits import shipped_episode, showing_any, showing_only
+from hpdval_edge.training.session import prepare
+from hpdval_edge.training.stages import StageTrainer, plan_stages
+
+# Per class, with the other objects of the picture; a star marks a difficult object.
+PER_CLASS = {"trainval": 6, "test": 2}
+SPECIAL = (["cat", "person"], ["dog", "person*"], ["sofa*", "person"], ["car*"], ["sheep", "cat"])
+
+
+def annotation(objects):
+    marks = ("", "<difficult>1</difficult>")
+    found = "".join(f"<object><name>{n.rstrip('*')}</name>{marks[n.endswith('*')]}</object>" for n in objects)
+    return f"<annotation><filename>x.jpg</filename>{found}</annotation>"
+
+
+@pytest.fixture(scope="module")
+def pascal(tmp_path_factory):
+    """A VOC2007 of 245 noisy pictures of 16 px: every class alone a few times, and SPECIAL in each part."""
+    root = tmp_path_factory.mktemp("few")
+    home = root / "VOCdevkit" / "VOC2007"
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (home / folder).mkdir(parents=True)
+    rng, number = np.random.default_rng(0), 0
+    base, novel = fewshot_voc.base_and_novel()
+    for part, count in PER_CLASS.items():
+        names = []
+        for objects in [*([name] for name in (*base, *novel) for _ in range(count)), *SPECIAL]:
+            number += 1
+            names.append(f"{number:06}")
+            (home / "Annotations" / f"{number:06}.xml").write_text(annotation(objects))
+            pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(home / "JPEGImages" / f"{number:06}.jpg")
+        (home / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+@pytest.fixture
+def values(tiny_values):
+    """Configuration overrides of runs of a second; EMA, prompts and both stages are on."""
+    kept = {key: value for key, value in tiny_values.items() if not key.startswith("data.")}
+    return {**kept, "train.stage2.lr": "1e-2", "train.stage1.epochs": "1", "eval.bootstrap": "0"}
+
+
+def counts(images):
+    return dict(zip(images.labels, images.class_counts.tolist(), strict=True))
+
+
+def test_coco_classes_are_the_published_ones(shared_data):
+    """METHOD section 11. Planted mistake: seed 1."""
+    base, novel = fewshot_coco.base_and_novel()
+    original = np.load(shared_data / "splits" / "fewshot.npz", allow_pickle=False)
+    assert [name.replace(" ", "_") for name in novel] == original["coco_novel_names"].tolist()
+    assert len(base) == 64
+    assert fewshot_voc.base_and_novel()[0] == tuple(original["voc_base_names"].tolist())
+    assert original["voc_novel_names"].tolist() == list(fewshot_voc.NOVEL)
+
+
+def test_novel_coco_classes_without_the_originals():
+    novel = fewshot_coco.base_and_novel()[1]
+    assert novel[:3] == ("bicycle", "boat", "stop sign")
+    assert len(novel) == 16
+
+
+@pytest.mark.parametrize(("shots", "least", "most"), [(1, 12, 16), (5, 56, 64)])
+def test_shipped_coco_episodes(shared_data, shots, least, most):
+    """Planted mistake: one position changed in the shipped file."""
+    original = np.load(shared_data / "splits" / "fewshot.npz", allow_pickle=False)
+    for episode in range(1, 11):
+        lines = shipped_episode("coco_fewshot.txt", shots, episode)
+        pairs = sorted((int(label), int(place)) for place, labels in lines for label in labels.split())
+        assert pairs == sorted(map(tuple, original[f"coco_{shots}shot_{episode}_class_index_pairs"].tolist()))
+        assert [int(place) for place, _ in lines] == original[f"coco_{shots}shot_{episode}_indices"].tolist()
+        assert least <= len(lines) <= most
+        assert np.bincount([label for label, _ in pairs], minlength=80).clip(max=shots).sum() == 16 * shots
+
+
+@pytest.mark.parametrize(("shots", "sizes"), [(1, {4, 5}), (5, {24, 25})])
+def test_shipped_voc_episodes(shots, sizes):
+    novel = fewshot_voc.NOVEL
+    for episode in range(1, 11):
+        lines = shipped_episode("voc_fewshot.txt", shots, episode)
+        found = [name for _, names in lines for name in names.split()]
+        assert {name: found.count(name) for name in novel} == dict.fromkeys(novel, shots)
+        assert len(lines) in sizes
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """Annotations of COCO 2014 that show what the shipped episodes need, and little else; no pictures."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    names = (*fewshot_coco.base_and_novel()[0], *fewshot_coco.base_and_novel()[1])
+    order = fewshot_coco.read_label_names(fewshot_coco.LISTS / "coco_labels.txt")
+    assert sorted(names) == sorted(order)
+    needed = {}
+    for shots in (1, 5):
+        for episode in range(1, 11):
+            for place, labels in shipped_episode("coco_fewshot.txt", shots, episode):
+                needed.setdefault(int(place), set()).update(int(label) for label in labels.split())
+    needed.setdefault(0, set()).update({0, 1})
+    write_coco(root, "train2014", needed, order, total=82783)
+    # Person alone, bicycle alone, both, a crowd of boats, nothing.
+    write_coco(root, "val2014", {0: {0}, 1: {1}, 2: {0, 1}, 3: {8}}, order, total=5, crowds={3})
+    return root
+
+
+def write_coco(root, part, labels, order, *, total, crowds=()):
+    # Ids run against the order of the file, so that a reader which sorts them is noticed.
+    images = [{"id": total - i, "file_name": f"COCO_{part}_{total - i:012}.jpg"} for i in range(total)]
+    notes = [
+        {"image_id": total - i, "category_id": label + 1, "bbox": [0, 0, 5, 5], "iscrowd": int(i in crowds)}
+        for i, found in labels.items()
+        for label in found
+    ]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(order)]
+    content = {"images": images, "annotations": notes, "categories": categories}
+    (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+
+
+def test_coco_parts(coco):
+    """Planted mistakes: crowds count; pictures that show both kinds are dropped."""
+    splits = fewshot_coco.coco_protocol(coco)
+    assert splits.base_test.paths == ("COCO_val2014_000000000005.jpg", "COCO_val2014_000000000003.jpg")
+    assert splits.novel_test.paths == ("COCO_val2014_000000000004.jpg", "COCO_val2014_000000000003.jpg")
+    assert splits.novel_test.labels == fewshot_coco.base_and_novel()[1]
+    assert splits.base_train.labels == fewshot_coco.base_and_novel()[0]
+    support = splits.support(1, 2)
+    assert len(support) == 14
+    assert support.class_counts.min() >= 1
+    first = min(int(place) for place, _ in shipped_episode("coco_fewshot.txt", 1, 2))
+    assert support.paths[0] == f"COCO_train2014_{82783 - first:012}.jpg"
+
+
+def test_another_order_of_the_coco_file_is_noticed(coco, tmp_path):
+    """Planted mistake: positions taken without a look at what the pictures show."""
+    (tmp_path / "annotations").mkdir()
+    for part in ("train2014", "val2014"):
+        content = json.loads((coco / "annotations" / f"instances_{part}.json").read_text())
+        content["images"].reverse()
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+    splits = fewshot_coco.coco_protocol(tmp_path)
+    with pytest.raises(BadData, match=r"picture \d+ of 82783 does not show '.*', which episode 3 of 5 shots needs"):
+        splits.support(5, 3)
+    with pytest.raises(UsageError, match=r"instances_train2014\.json is missing; few-shot on COCO needs"):
+        fewshot_coco.coco_protocol(tmp_path / "annotations")
+
+
+def test_voc_drops_mixed_pictures(pascal):
+    """Difficult objects do not count. Planted mistakes: they count; mixed pictures stay."""
+    splits = fewshot_voc.voc_protocol(pascal, "drop", "drawn")
+    # Alone, and of SPECIAL: dog (the person is difficult) and sheep with cat.
+    assert counts(splits.novel_test) == {"cat": 3, "dog": 3, "pottedplant": 2, "sheep": 3, "sofa": 2, "tvmonitor": 2}
+    assert len(splits.novel_test) == 6 * 2 + 2
+    # The sofa beside the person is difficult, so that picture is a base one.
+    assert counts(splits.base_test)["person"] == 3
+    assert counts(splits.base_test)["car"] == 2
+    assert len(splits.base_train) == 14 * 6 + 1
+
+
+def test_voc_keeps_mixed_pictures(pascal):
+    """Difficult objects count. Planted mistake: base labels keep a column in the novel part."""
+    splits = fewshot_voc.voc_protocol(pascal, "keep", "drawn")
+    assert counts(splits.novel_test) == {"cat": 4, "dog": 3, "pottedplant": 2, "sheep": 3, "sofa": 3, "tvmonitor": 2}
+    assert counts(splits.base_test)["person"] == 5
+    assert counts(splits.base_test)["car"] == 3
+    assert splits.novel_test.labels == fewshot_voc.NOVEL
+
+
+@pytest.mark.parametrize("mixed", ["drop", "keep"])
+@pytest.mark.parametrize("shots", [1, 5])
+def test_drawn_episodes_have_exactly_k_of_each(pascal, mixed, shots):
+    """Planted mistakes: more than K are taken; the episode's number left out of the seed."""
+    splits = fewshot_voc.voc_protocol(pascal / "VOCdevkit", mixed, "drawn")
+    supports = [splits.support(shots, episode) for episode in range(1, 11)]
+    assert all(set(support.class_counts.tolist()) == {shots} for support in supports)
+    assert len({support.paths for support in supports}) > 5
+    again = fewshot_voc.voc_protocol(pascal, mixed, "drawn").support(shots, 4)
+    assert again.paths == supports[3].paths
+
+
+def test_published_episodes_are_looked_up_by_their_ids(tmp_path):
+    novel = fewshot_voc.NOVEL
+    lines = shipped_episode("voc_fewshot.txt", 1, 1)
+    targets = np.array([[name in names.split() for name in novel] for _, names in lines], np.uint8)
+    paths = tuple(f"VOC2007/JPEGImages/{picture}.jpg" for picture, _ in lines)
+    pool = LabelledImages(tmp_path, (*paths, "other.jpg"), np.vstack([targets, targets[:1]]), novel)
+    assert fewshot_voc.published_support(pool, 1, 1).paths == paths
+    with pytest.raises(BadData, match="is not annotated as"):
+        fewshot_voc.published_support(pool.subset([0, 1]), 1, 1)
+
+
+def test_a_pool_that_is_too_small_is_named(pascal):
+    with pytest.raises(BadData, match=r"no support set with exactly 5 positives .* cat \(1\), dog \(0\)"):
+        pool = LabelledImages(pascal, ("a.jpg",), np.eye(1, 6, dtype=np.uint8), fewshot_voc.NOVEL)
+        fewshot_voc.draw_support(pool, 5, 1)
+
+
+def test_showing_any_and_only(tmp_path):
+    data = LabelledImages(
+        tmp_path, ("a", "b", "c", "d"), np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.uint8), ("x", "y")
+    )
+    assert showing_any(data, ("y",)).paths == ("b", "c")
+    assert showing_only(data, ("y",)).paths == ("c",)
+    assert showing_only(data, ("y", "x")).paths == ("a", "b", "c")
+    assert showing_only(data, ("y", "x")).targets.tolist() == [[0, 1], [1, 1], [1, 0]]
+
+
+def read_episode(out, number):
+    (file,) = out.glob(f"voc-*/episode-{number:02}.json")
+    return json.loads(file.read_text())
+
+
+def test_episode_2_alone_is_episode_2_after_1(pascal, values, tmp_path, monkeypatch):
+    """Bit for bit. Planted mistakes: the student, or the prompts, carried from episode to episode."""
+    monkeypatch.chdir(tmp_path)
+    both = run_fewshot("voc", pascal, shots=1, values=values, episodes=(1, 2), out=tmp_path / "both")
+    alone = run_fewshot("voc", pascal, shots=1, values=values, episodes=(2,), out=tmp_path / "alone")
+    assert read_episode(tmp_path / "both", 2) == read_episode(tmp_path / "alone", 2)
+    hashes = [read_episode(tmp_path / "both", number)["scores_sha256"] for number in (1, 2)]
+    assert hashes[0] != hashes[1]
+    assert both["base"] == alone["base"]
+    assert both["mAP"] == pytest.approx(np.mean([episode["mAP"] for episode in both["episodes"]]))
+    assert both["std"] == pytest.approx(np.std([episode["mAP"] for episode in both["episodes"]]))
+    assert alone["episodes"] == both["episodes"][1:]
+    assert alone["std"] == 0
+
+
+def test_finished_episodes_are_not_run_again(pascal, values, tmp_path, monkeypatch):
+    """Planted mistake: results are keyed without ``tune``."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr(
+        fewshot,
+        "run_episode",
+        lambda config, base, tune: calls.append(tune) or {"mAP": 10.0 * len(calls), "pictures": 5, "per_class": {}},
+    )
+    arguments = {"shots": 1, "values": values, "out": tmp_path / "out"}
+    assert run_fewshot("voc", pascal, episodes=(1,), **arguments)["mAP"] == 10
+    result = run_fewshot("voc", pascal, episodes=(1, 2), **arguments)
+    assert (result["mAP"], result["std"], calls) == (15, 5, ["both", "both"])
+    run_fewshot("voc", pascal, episodes=(1,), tune="student", **arguments)
+    assert calls[-1] == "student"
+    (file,) = (tmp_path / "out").glob("voc-1shot-student-*/episode-01.json")
+    file.write_text("{")
+    with pytest.raises(BadData, match=r"is damaged .* delete it"):
+        run_fewshot("voc", pascal, episodes=(1,), tune="student", **arguments)
+
+
+def test_episodes_start_from_the_base_run(pascal, values, tmp_path, monkeypatch):
+    """Planted mistakes: the base weights not loaded; ``tune`` ignored."""
+    monkeypatch.chdir(tmp_path)
+    stages, original = [], fewshot_episode._fine_tune
+
+    def spy(session, stage):
+        stages.append(stage.name)
+        before = {name: value.clone() for name, value in session.model.student.state_dict().items()}
+        original(session, stage)
+        after = session.model.student.state_dict()
+        moved = any((before[name] != after[name]).any() for name in before)
+        assert moved == stage.trains_student
+
+    monkeypatch.setattr(fewshot_episode, "_fine_tune", spy)
+    hashes = []
+    for tune, trained in {"student": ["stage1"], "prompts": ["stage2"], "both": ["stage1", "stage2"]}.items():
+        stages.clear()
+        run_fewshot("voc", pascal, shots=1, values=values, tune=tune, episodes=(3,), out=tmp_path / tune)
+        assert stages == trained
+        hashes.append(read_episode(tmp_path / tune, 3)["scores_sha256"])
+    # An episode of prompts alone sees this difference in its base weights only.
+    other = {**values, "train.stage1.epochs": "2"}
+    run_fewshot("voc", pascal, shots=1, values=other, tune="prompts", episodes=(3,), out=tmp_path / "other")
+    hashes.append(read_episode(tmp_path / "other", 3)["scores_sha256"])
+    assert len(set(hashes)) == 4
+    assert len(list((tmp_path / "runs").glob("fewshot-voc-*"))) == 2
+
+
+def test_summed_weights_make_the_steps_of_the_summed_loss(tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: the other terms multiplied by B * C instead of divided."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "loss.name": "asl", "train.ema": "0"}
+
+    class Sum(torch.nn.Module):
+        def __init__(self, loss):
+            super().__init__()
+            self.loss = loss
+
+        def forward(self, logits, targets):
+            return self.loss(logits, targets, reduction="none").sum()
+
+    def trained(config, wrap):
+        session = prepare(config)
+        trainer = StageTrainer(
+            plan_stages(session.config)[0],
+            session.model,
+            session.training_data(),
+            wrap(session.loss()),
+            config=session.config,
+            device=session.device,
+        )
+        start = {name: value.detach().clone() for name, value in session.model.named_parameters()}
+        trainer.train_epoch(stop=lambda: False, on_progress=lambda done, total: None)
+        return {name: value.detach() - start[name] for name, value in session.model.named_parameters()}
+
+    config = load_config(values=values)
+    literal = trained(config, Sum)
+    ours = trained(fewshot_episode.summed(config, pictures=48, labels=4), lambda loss: loss)
+    plain = trained(config, lambda loss: loss)
+    scale = torch.cat([value.flatten().abs() for value in literal.values()]).mean()
+    errors = [
+        torch.cat([(other[name] - literal[name]).flatten().abs() for name in literal]).mean() / scale
+        for other in (ours, plain)
+    ]
+    assert errors[0] < 0.1 * errors[1], errors
+
+
+def test_only_asl_is_summed(tiny_values):
+    config = load_config(values={**tiny_values, "loss.name": "db"})
+    assert fewshot_episode.summed(config, pictures=4, labels=6) == config
+    asl = fewshot_episode.summed(load_config(values={**tiny_values, "loss.name": "asl"}), pictures=4, labels=5)
+    assert (asl.kd.weight, asl.sc.weight) == (pytest.approx(1 / 20), pytest.approx(1 / 20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "nus"}, "dataset is 'nus', expected one of coco, voc"),
+        ({"shots": 3}, "shots is 3, expected one of 1, 5"),
+        ({"tune": "all"}, "tune is 'all', expected one of student, prompts, both"),
+        ({"episodes": (0, 1)}, r"episodes are \[0, 1\], expected numbers from 1 to 10"),
+        ({"episodes": ()}, r"episodes are \[\]"),
+        ({"mixed": "both"}, "mixed is 'both', expected one of drop, keep"),
+        ({"support": "mine"}, "support is 'mine', expected one of drawn, published"),
+        ({"values": {"data.path": "x"}}, r"data\.path cannot be set in a few-shot run"),
+        ({"values": {"train.mode": "joint"}}, "few-shot needs train.mode=two_stage"),
+        ({"values": {"prompt.global": "fixed", "prompt.local": "fixed"}}, "use tune='student'"),
+        ({"values": {"los.name": "db"}}, "unknown configuration key"),
+        ({"root": "VOCdevkit/VOC2007/JPEGImages"}, "holds no VOC2007 with Annotations and ImageSets/Main"),
+    ],
+)
+def test_mistakes_are_named_before_training(pascal, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"dataset": "voc", "shots": 1, "values": {}, "out": tmp_path / "out", **changes}
+    root = pascal / arguments.pop("root", "")
+    with pytest.raises(UsageError, match=message):
+        run_fewshot(arguments.pop("dataset"), root, **arguments)
+    assert not list(tmp_path.iterdir())
