@@ -68,6 +68,18 @@ def test_distance_is_a_mean_or_a_sum_over_the_row():
     assert teacher.grad is None
 
 
+def test_distance_of_half_precision_rows_is_float32():
+    """Planted mistake: bfloat16 rows subtracted from each other in bfloat16, where 256 + 1 is 256."""
+    student, teacher = torch.full((2, 4), 256.0), torch.full((2, 4), -1.0)
+    for dtype, wide in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        gap = distance(student.to(dtype), teacher.to(dtype), "mean")
+        assert (gap.item(), gap.dtype) == (257, wide)
+
+
 @pytest.fixture
 def session(tiny_values, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -141,6 +153,39 @@ def test_joint_mode_trains_both_with_half_the_extra_terms(tiny_values, tmp_path,
     one_step(trainer)
     assert changed(student, snapshot(session.model.student))
     assert changed(contexts, snapshot(session.model.prompts))
+    losses = trainer.cursor.sums
+    assert losses["loss"] == pytest.approx(losses["cls"] + losses["kd"] + losses["sc"], rel=1e-6)
+
+
+@pytest.mark.parametrize("space", ["embed", "hidden"])
+def test_joint_halves_and_spaces_weigh_as_they_should(tiny_values, tmp_path, monkeypatch, space):
+    """Planted mistakes: kd of the other space, kd not halved, mean and sum exchanged."""
+    monkeypatch.chdir(tmp_path)
+    whole = {"kd.space": space, "train.batch_size": "48", "data.aug": "none", "train.amp": "off", "sc.target": "global"}
+    whole |= {"student.init": "random", "student.name": "clip-vit", "prompt.init": "gaussian", "train.mode": "joint"}
+    for reduction in ("mean", "sum"):
+        values = {**tiny_values, **whole, "kd.reduction": reduction, "sc.reduction": reduction}
+        session = prepare(load_config(values=values))
+        trainer = trainer_of(session, 1)
+        pixels = torch.from_numpy(session.stores["train"][np.arange(48)])
+        with torch.no_grad():
+            hidden, _ = session.model.student.hidden(pixels.permute(0, 3, 1, 2).float() / 255)
+            own = hidden if space == "hidden" else session.model.student.embed_cls(hidden)
+            gaps = {"kd": own - torch.from_numpy(session.train_embeddings)}
+            gaps["sc"] = session.model.banks()[0] - session.fixed
+        trainer.train_epoch(stop=lambda: False, on_progress=lambda done, total: None)
+        for name, gap in gaps.items():
+            rows = gap.abs().sum(dim=1) if reduction == "sum" else gap.abs().mean(dim=1)
+            assert trainer.cursor.sums[name] == pytest.approx(rows.mean().item() / 2, rel=1e-5)
+
+
+def test_a_clip_student_starts_at_its_teacher_in_the_hidden_space_too(tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: the teacher's projected embedding, or its class token before the last norm."""
+    monkeypatch.chdir(tmp_path)
+    same = {"kd.space": "hidden", "train.batch_size": "48", "data.aug": "none", "train.amp": "off"}
+    trainer = trainer_of(prepare(load_config(values={**tiny_values, **same})), 1)
+    trainer.train_epoch(stop=lambda: False, on_progress=lambda done, total: None)
+    assert trainer.cursor.sums["kd"] < 1e-5
 
 
 def test_a_diverging_loss_is_named(session):
