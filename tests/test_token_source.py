@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 from hpdval_edge.config import load_config
 from hpdval_edge.training import token_source
+from hpdval_edge.training.evaluate import model_scorer, score_store
 from hpdval_edge.training.session import prepare
 from hpdval_edge.training.stages import StageTrainer, plan_stages
-from hpdval_edge.training.token_source import TokenSource
+from hpdval_edge.training.token_source import TokenOptions, TokenSource
 from hpdval_edge.training.train import Interrupted, TrainOptions, train
 
 
@@ -20,17 +21,11 @@ def session(tiny_values, tmp_path_factory):
         return prepare(load_config(values={**tiny_values, "student.tune": "embed"}))
 
 
-def source(session, *, learns="embed", aug="light", epochs=20):
-    return TokenSource(
-        session.model.student.eval(),
-        session.stores["train"],
-        learns=learns,
-        aug=aug,
-        seed=3,
-        epochs=epochs,
-        device=torch.device("cpu"),
-        amp="off",
+def source(session, *, learns="embed", aug="light", epochs=20, cache=None):
+    options = TokenOptions(
+        learns=learns, aug=aug, seed=3, epochs=epochs, device=torch.device("cpu"), amp="off", cache=cache
     )
+    return TokenSource(session.model.student.eval(), session.stores["train"], options)
 
 
 @pytest.mark.parametrize("aug", ["none", "light"])
@@ -56,6 +51,40 @@ def test_what_is_too_large_changes_or_learns_is_not_kept(session, monkeypatch):
     assert not source(session, epochs=2).keeps
     monkeypatch.setattr(token_source, "MAX_BYTES", 1000)
     assert not source(session).keeps
+
+
+def test_other_runs_read_an_encoders_tokens_and_not_another_encoders(session, tmp_path, monkeypatch):
+    """Planted mistake: a key without the encoder's weights."""
+    rows = np.array([5, 2, 40])
+    computed = source(session, cache=tmp_path)(rows, epoch=0)
+    (kept,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenSource, "_compute_all", None)
+        assert torch.equal(source(session, cache=tmp_path)(rows, epoch=0).patches, computed.patches)
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert torch.equal(source(session, cache=tmp_path)(rows, epoch=0).patches, computed.patches)
+    weight = next(session.model.student.encoder.parameters())
+    with torch.no_grad():
+        weight.add_(0.1)
+        other = source(session, cache=tmp_path)(rows, epoch=0)
+        weight.sub_(0.1)
+    assert not torch.equal(other.patches, computed.patches)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_validation_scores_are_those_of_the_model(session):
+    """Planted mistake: validation pictures mirrored."""
+    for stage in plan_stages(session.config):
+        trainer = StageTrainer(
+            stage,
+            session.model.eval(),
+            session.training_data(),
+            session.loss(),
+            config=session.config,
+            device=session.device,
+        )
+        expected = score_store(model_scorer(session.model, session.device), session.stores["val"])
+        assert np.allclose(trainer.val_scores(), expected, atol=1e-5)
 
 
 def test_the_encoder_stays_and_the_embedding_layer_learns(session):

@@ -61,7 +61,14 @@ class Session:
 
     def training_data(self) -> TrainingData:
         """What the training loop reads."""
-        return TrainingData(self.stores["train"], self.splits.train.targets, self.train_embeddings, self.fixed)
+        return TrainingData(
+            store=self.stores["train"],
+            val=self.stores["val"],
+            targets=self.splits.train.targets,
+            teacher=self.train_embeddings,
+            fixed=self.fixed,
+            cache=CACHE if self.config.data.cache else None,
+        )
 
     def loss(self) -> torch.nn.Module:
         """Classification loss of the configuration, with n_i from the training split."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.model import DualView, Views, at_least_float32
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
-from hpdval_edge.training.token_source import Tokens, TokenSource
+from hpdval_edge.training.token_source import BATCH, TokenOptions, Tokens, TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,17 @@ def _assign(model: nn.Module, values: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Everything an epoch reads: the picture store, targets uint8 [n, C], teacher embeddings [n, E], P^H [C, E]."""
+    """Everything an epoch reads: the picture stores, targets uint8 [n, C], teacher embeddings [n, E], P^H [C, E].
+
+    cache: folder for what other runs can use too, or None.
+    """
 
     store: ImageStore
+    val: ImageStore
     targets: np.ndarray
     teacher: np.ndarray
     fixed: Tensor
+    cache: Path | None
 
 
 @dataclass(slots=True)
@@ -124,18 +130,23 @@ class StageTrainer:
         self.cursor = Cursor(stage.name)
         self.seed = config.seed * 10 + stage.number
         self._freeze()
-        self.tokens = TokenSource(
-            model.student,
-            data.store,
-            learns=config.student.tune if stage.trains_student else "nothing",
-            aug=config.data.aug,
-            seed=self.seed,
-            epochs=stage.schedule.epochs,
-            device=device,
-            amp=config.train.amp,
-        )
+        self.tokens = self._source(data.store, aug=config.data.aug, amp=config.train.amp)
+        # Scores are float32 whatever training used.
+        self.val_tokens = self._source(data.val, aug="none", amp="off")
         self.optimizer = self._make_optimizer()
         self.ema = Ema(model, config.train.ema) if config.train.ema else None
+
+    def _source(self, store: ImageStore, *, aug: str, amp: str) -> TokenSource:
+        options = TokenOptions(
+            learns=self.config.student.tune if self.stage.trains_student else "nothing",
+            aug=aug,
+            seed=self.seed,
+            epochs=self.stage.schedule.epochs,
+            device=self.device,
+            amp=amp,
+            cache=self.data.cache,
+        )
+        return TokenSource(self.model.student, store, options)
 
     def _freeze(self) -> None:
         self.model.student.requires_grad_(self.stage.trains_student)
@@ -225,6 +236,16 @@ class StageTrainer:
         means = {name: total / self.cursor.step for name, total in self.cursor.sums.items()}
         self.cursor.epoch, self.cursor.step, self.cursor.sums = self.cursor.epoch + 1, 0, {}
         return means
+
+    @torch.no_grad()
+    def val_scores(self) -> np.ndarray:
+        """Scores float32 [n, C] of the validation pictures with the model as it is, in eval mode."""
+        banks, total = self.model.banks(), len(self.data.val)
+        parts = []
+        for start in range(0, total, BATCH):
+            tokens = self.val_tokens(np.arange(start, min(start + BATCH, total)), epoch=0)
+            parts.append(self.model.score(tokens.cls, tokens.patches, *banks)[0].cpu().numpy())
+        return np.concatenate(parts)
 
     def _train_step(self, rows: np.ndarray, steps: int) -> None:
         cursor, config = self.cursor, self.config

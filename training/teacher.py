@@ -104,7 +104,7 @@ def load_teacher(spec: str, device: torch.device) -> Teacher:
         size=size[0] if isinstance(size, (tuple, list)) else size,
         mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
         std=tuple(preprocess.get("std") or OPENAI_STD),
-        fingerprint=_fingerprint(clip),
+        fingerprint=fingerprint(clip),
     )
 
 
@@ -159,9 +159,10 @@ def _first_line(error: BaseException) -> str:
     return (" ".join(lines[:2]) or type(error).__name__)[:300].rstrip(".:")
 
 
-def _fingerprint(clip: nn.Module) -> str:
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over the names and values of a module's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

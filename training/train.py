@@ -212,8 +212,7 @@ def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses
     """Score the validation split, log it, keep ``last`` and, where it is the best so far, ``best``."""
     cursor, stage = trainer.cursor, trainer.stage
     with _averaged(trainer):
-        scores = score_store(model_scorer(session.model, session.device), session.stores["val"])
-        result = report(scores, session.splits.val, session.class_counts, post=session.config.eval.post)
+        result = report(trainer.val_scores(), session.splits.val, session.class_counts, post=session.config.eval.post)
         notes = {"stage": stage.name, "epoch": str(cursor.epoch), "val_mAP": f"{result['mAP']:.4f}"}
         better = result["mAP"] > cursor.best
         if better:
