@@ -75,6 +75,8 @@ def test_other_runs_read_an_encoders_tokens_and_not_another_encoders(session, tm
 def test_validation_scores_are_those_of_the_model(session):
     """Planted mistake: validation pictures mirrored."""
     for stage in plan_stages(session.config):
+        if stage.trains_prompts:
+            session.model.attach_prompts(session.prompt_learner(), session.teacher.text, learns=(True, True))
         trainer = StageTrainer(
             stage,
             session.model.eval(),
