@@ -19,6 +19,7 @@ from hpdval_edge.training.readers_list import read_label_names
 SHOWN_LABELS = 10
 SHOWN_PICTURES = 20
 MAX_THREADS = 16
+BLOCK = 64
 
 
 def read_configured(config: Config) -> Splits:
@@ -104,10 +105,13 @@ def unreadable_pictures(base: Path, paths: list[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     with progress("checking pictures", len(paths)) as update, ThreadPoolExecutor(threads) as pool:
-        for done, (path, reason) in enumerate(zip(paths, pool.map(problem, paths), strict=True), start=1):
-            if reason is not None:
-                reasons[path] = reason
-            update(done, len(paths))
+        # In blocks, so that Ctrl-C waits for the pictures of one block only.
+        for start in range(0, len(paths), BLOCK):
+            block = paths[start : start + BLOCK]
+            reasons.update(
+                {path: reason for path, reason in zip(block, pool.map(problem, block), strict=True) if reason}
+            )
+            update(start + len(block), len(paths))
     return reasons
 
 
