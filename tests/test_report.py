@@ -19,7 +19,7 @@ from hpdval_edge.config import load_config
 from hpdval_edge.errors import UsageError
 from hpdval_edge.training.average_precision import average_precision
 from hpdval_edge.training.metrics import multilabel_report
-from hpdval_edge.training.report import build_report, write_report
+from hpdval_edge.training.report import build_report, write, write_report
 from hpdval_edge.training.report.chart import GROUP_COLOURS, Figure, draw, spread
 from hpdval_edge.training.report.curves import co_occurrence, decide, precision_recall, reliability
 from hpdval_edge.training.report.differences import differences
@@ -192,6 +192,24 @@ def test_pictures_that_changed_are_noted(own_work, undrawn):
     assert "are of 13 with mAP" in notes[0]
 
 
+def test_thresholds_and_calibration_of_today_are_shown(own_work, undrawn, monkeypatch):
+    """After ``hpedge calibrate``. Planted mistakes: no note; the calibrated series left out."""
+    shown = []
+    real = write.calibration_chart
+    monkeypatch.setattr(write, "calibration_chart", lambda series: shown.append(series) or real(series))
+    stored = own_work.read_json("thresholds.json")
+    plain = {key: value for key, value in stored["fp32"].items() if key not in ("temperature", "bias")}
+    own_work.write_json("thresholds.json", {"fp32": plain})
+    assert build_report(own_work).notes == ()
+    fitted = {**plain, "values": [5.0] * 4, "objective": "precision=0.9", "temperature": 2.0, "bias": 1.0}
+    own_work.write_json("thresholds.json", {"fp32": fitted})
+    report = build_report(own_work)
+    assert "fitted anew since training: with those of today OF1 is 0.0" in report.notes[0]
+    assert [list(series) for series in shown] == [["as trained"], ["as trained", "calibrated"]]
+    assert "Thresholds aim at precision of at least 0.9" in report.path.read_text()
+    assert shown[1]["calibrated"].averages[0] < shown[1]["as trained"].averages[0]
+
+
 def test_weights_of_the_reported_stage_are_taken(own_work):
     """While stage 2 trains, best and last are its own. Planted mistake: always take the selected weights."""
     reports = own_work.read_json("metrics.json")
@@ -359,21 +377,21 @@ def browser(tmp_path_factory):
 def test_a_browser_shows_it_and_asks_the_network_nothing(browser, reported, tmp_path):
     """A page that asks is caught: the policy in its head makes Chromium complain on the console."""
     shot = tmp_path / "shot.png"
-    _, log = browser(reported, f"--screenshot={shot}", "--window-size=1200,7000")
+    _, log = browser(reported, f"--screenshot={shot}", "--window-size=1200,5000")
     assert "CONSOLE" not in log
     with Image.open(shot) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert pixels.shape == (7000, 1200, 3)
+    assert pixels.shape == (5000, 1200, 3)
     # Something stands in every stretch of the page, the bars of the figures among it.
     inked = (pixels.min(axis=2) < 200).any(axis=1)
-    assert all(stretch.any() for stretch in inked[:5000].reshape(-1, 250))
+    assert all(stretch.any() for stretch in inked.reshape(-1, 250))
     groups = json.loads((reported.parent / "metrics.json").read_text())["stage2"]["groups"]
     for group in (group for group, count in groups.items() if count):
         colour = [int(GROUP_COLOURS[group][place : place + 2], 16) for place in (1, 3, 5)]
         assert (np.abs(pixels - colour).max(axis=2) < 6).sum() > 1000
     asking = tmp_path / "asking.html"
     asking.write_text(reported.read_text(encoding="utf-8").replace("<main>", '<main><img src="http://127.0.0.1:9/x">'))
-    assert "CONSOLE" in browser(asking, f"--screenshot={shot}")[1]
+    assert "CONSOLE" in browser(asking, "--dump-dom")[1]
 
 
 @pytest.mark.parametrize("width", [400, 1200])

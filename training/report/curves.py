@@ -1,8 +1,6 @@
 """Numbers behind the figures: precision and recall, reliability, co-occurrence (NumPy only)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -99,6 +97,11 @@ class Decisions:
     chosen: np.ndarray
     hits: np.ndarray
 
+    @property
+    def overall_f1(self) -> float:
+        """OF1 in percent: F1 of all picture-label pairs together."""
+        return 200 * float(self.hits.sum()) / max(1, int(self.chosen.sum() + self.positives.sum()))
+
 
 def decide(scores: np.ndarray, positive: np.ndarray, thresholds: np.ndarray) -> Decisions:
     """Predict label c where scores[:, c] >= thresholds[c]; scores float32 [n, C], positive bool [n, C]."""
@@ -112,14 +115,6 @@ def decide(scores: np.ndarray, positive: np.ndarray, thresholds: np.ndarray) -> 
     recall = percent(hits, positives)
     f1 = np.where(positives > 0, percent(2 * hits, chosen + positives), np.nan)
     return Decisions(percent(hits, chosen), recall, f1, positives, chosen, hits)
-
-
-def calibrated(scores: np.ndarray, thresholds: Mapping[str, Any], logit_scale: float) -> np.ndarray | None:
-    """Probabilities by the temperature and bias that ``hpedge calibrate`` left, float64 [n, C]; None before that."""
-    temperature, bias = thresholds.get("temperature"), thresholds.get("bias")
-    if temperature is None or bias is None:
-        return None
-    return 1 / (1 + np.exp(-(np.float64(logit_scale) * scores - bias) / temperature))
 
 
 def mean_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

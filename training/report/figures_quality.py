@@ -224,9 +224,7 @@ def _paint(series: dict[str, Reliability], narrow: bool) -> Figure:
     figure = new_figure(narrow, 6.0 if narrow else 3.9)
     shape = (2, 1) if narrow else (1, 2)
     left, right = figure.subplots(*shape, **({"height_ratios": (2, 1)} if narrow else {"width_ratios": (1, 1.3)}))
-    left.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    left.annotate("perfect", (0.5, 0.5), xytext=(0, 4), textcoords="offset points", rotation=45, ha="center",
-                  va="bottom", rotation_mode="anchor", fontsize=8, color=MUTED)  # fmt: skip
+    left.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
     edges = np.linspace(0, 1, ECE_BINS + 1)
     for (name, values), colour in zip(series.items(), (ALL_COLOUR, "#bb5566"), strict=False):
         full, many = values.pairs > 0, values.pairs >= FEW_PAIRS
@@ -252,5 +250,5 @@ def _paint(series: dict[str, Reliability], narrow: bool) -> Figure:
     right.set_title("How often it says so")
     for axes in (left, right):
         axes.grid()
-    left.legend(loc="upper left", fontsize=8, handlelength=1, borderpad=0.1)
+    left.legend(loc="upper left", fontsize=8, handlelength=1.4, borderpad=0.1)
     return figure

@@ -163,10 +163,11 @@ def _thresholds(page: Page) -> list[dict[str, Any]]:
 
 
 def _threshold_note(facts: RunFacts) -> str:
-    own = int(np.sum(facts.thresholds["fitted"]))
-    shared = len(facts.labels) - own
-    rest = f"; {shared} with too few positives there share one" if shared else ""
-    return f"{own} of {len(facts.labels)} labels have a threshold of their own, fitted on the validation split{rest}."
+    objective = facts.thresholds.get("objective", "f1")
+    aim = "the best F1" if objective == "f1" else objective.replace("=", " of at least ")
+    common = len(facts.labels) - int(np.sum(facts.thresholds["fitted"]))
+    rest = f" {common} labels have too few positives there and take a common one." if common else ""
+    return f"Thresholds aim at {aim} on the validation split.{rest}"
 
 
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hpdval_edge.bundle import Calibration
 from hpdval_edge.errors import BadData
 from hpdval_edge.progress import progress
 from hpdval_edge.training.dataset import LabelledImages, Splits
@@ -33,10 +34,9 @@ class Scored:
         """Bool [n, C]."""
         return self.data.targets == 1
 
-    def probabilities(self) -> np.ndarray:
-        """sigmoid(logit_scale * s), float64 [n, C]; what training optimised, not calibrated."""
-        scale = float(self.model.logit_scale)
-        return 1 / (1 + np.exp(-np.float64(scale) * self.scores))
+    def probabilities(self, *, temperature: float = 1.0, bias: float = 0.0) -> np.ndarray:
+        """Float32 [n, C]; without arguments those that training optimised, not calibrated."""
+        return Calibration(float(self.model.logit_scale), temperature, bias).probabilities(self.scores)
 
 
 def score_run(facts: RunFacts, splits: Splits) -> Scored:

@@ -121,5 +121,9 @@ def _decisions(facts: RunFacts, decisions: Decisions) -> str:
 def _calibration(calibration: Reliability) -> str:
     said, true = calibration.averages
     honest = abs(said - true) < 0.02 and calibration.error < 0.05
-    advice = "they can be read as chances" if honest else "decide by the thresholds, and do not read them as chances"
+    advice = (
+        "on pictures like these they can be read as chances"
+        if honest
+        else "decide by the thresholds, and do not read them as chances"
+    )
     return f"Its probabilities average {said:.2f} where {true:.2f} of all picture-label pairs are true: {advice}."

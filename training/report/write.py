@@ -27,8 +27,8 @@ from hpdval_edge.training.run_folder import RunFolder
 from hpdval_edge.training.session import load_data
 
 CHARTS = ("groups", "learning", "per_class", "precision_recall", "co_occurrence", "calibration")
-# The same weights on the same pictures differ by less than this in mAP, in percent, on any hardware.
-SAME_MAP = 0.1
+# The same weights on the same pictures differ by less than this, in percent, on any hardware.
+SAME = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _collect(facts: RunFacts, splits: Splits | None, scored: Scored | None, note
         charts.append(calibration_chart(series))
         calibration = next(reversed(series.values()))
         best, worst = best_and_worst(scored, thresholds)
-        notes += _changes(facts, scored)
+        notes += _changes(facts, scored, decisions)
     for chart in charts:
         notes += [note for note in chart.notes if note not in notes]
     return Page(
@@ -126,22 +126,27 @@ def _collect(facts: RunFacts, splits: Splits | None, scored: Scored | None, note
 def _calibration_series(facts: RunFacts, scored: Scored) -> dict[str, curves.Reliability]:
     """Reliability of the plain probabilities and, after ``hpedge calibrate``, of the calibrated ones."""
     series = {"as trained": curves.reliability(scored.probabilities(), scored.positive)}
-    fitted = curves.calibrated(scored.scores, facts.thresholds, float(scored.model.logit_scale))
-    if fitted is not None:
+    if "temperature" in facts.thresholds:
+        fitted = scored.probabilities(temperature=facts.thresholds["temperature"], bias=facts.thresholds["bias"])
         series["calibrated"] = curves.reliability(fitted, scored.positive)
     return series
 
 
-def _changes(facts: RunFacts, scored: Scored) -> list[str]:
-    """A note where the pictures of today are not those that metrics.json reports on."""
+def _changes(facts: RunFacts, scored: Scored, decisions: curves.Decisions) -> list[str]:
+    """Notes where the pictures or the thresholds of today are not those that metrics.json reports on."""
     ap = curves.mean_average_precision(post_process(scored.scores, facts.config.eval.post), scored.positive)
     recorded = facts.result
-    if len(scored.data) == recorded["n_images"] and abs(ap - recorded["mAP"]) < SAME_MAP:
-        return []
-    return [
-        f"the pictures have changed since training: curves and pictures are of {len(scored.data)} with mAP {ap:.2f}, "
-        f"the tables of {recorded['n_images']} with mAP {recorded['mAP']:.2f}."
-    ]
+    if len(scored.data) != recorded["n_images"] or abs(ap - recorded["mAP"]) >= SAME:
+        return [
+            f"the pictures have changed since training: curves and pictures are of {len(scored.data)} with mAP "
+            f"{ap:.2f}, the tables of {recorded['n_images']} with mAP {recorded['mAP']:.2f}."
+        ]
+    if "OF1" in recorded and abs(decisions.overall_f1 - recorded["OF1"]) >= SAME:
+        return [
+            "the thresholds have been fitted anew since training: with those of today OF1 is "
+            f"{decisions.overall_f1:.1f}, the table of stages has {recorded['OF1']:.1f} with those of then."
+        ]
+    return []
 
 
 def _write_plots(run: RunFolder, charts: dict[str, Chart]) -> tuple[Path, ...]:
