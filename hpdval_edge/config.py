@@ -139,11 +139,16 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainSection:
-    """Optimisation (METHOD section 9)."""
+    """Optimisation (METHOD section 9).
+
+    wise: validation also looks at weights between the student's start and its end, on for a student that starts from
+    CLIP (auto).
+    """
 
     mode: Literal["two_stage", "joint"] = "two_stage"
     sched: Literal["onecycle", "constant"] = "onecycle"
     ema: float = 0.998
+    wise: Literal["auto", "on", "off"] = "auto"
     batch_size: int = 32
     amp: Literal["auto", "bf16", "off"] = "auto"
     device: str = "auto"

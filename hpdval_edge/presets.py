@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sc.target": "global",
         **PRINTED_STEPS,
         "train.ema": 0.0,
+        "train.wise": "off",
         "eval.select": "last",
     },
     "release": {
@@ -42,6 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **PRINTED_STEPS,
         "train.stage2.lr": 1e-5,
         "train.batch_size": 16,
+        "train.wise": "off",
         "data.aug": "strong",
     },
 }

@@ -1,15 +1,18 @@
 """Schedule, sampler, averaging, distances, and what each stage may change (METHOD sections 7, 9, 15 row 12)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from hpdval_edge.config import load_config
+from hpdval_edge.config import load_config, override
 from hpdval_edge.errors import CheckFailed
+from hpdval_edge.training.averages import Ema
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
 from hpdval_edge.training.session import prepare
-from hpdval_edge.training.stages import Ema, StageTrainer, distance, plan_stages
+from hpdval_edge.training.stages import StageTrainer, distance, plan_stages
 
 
 @pytest.mark.parametrize("total", [37, 400])
@@ -207,3 +210,21 @@ def test_biases_and_norms_do_not_decay(session):
     groups = trainer_of(session, 1).optimizer.param_groups
     decays = {(group["params"][0].ndim > 1, group["weight_decay"]) for group in groups}
     assert decays == {(True, session.config.train.stage1.weight_decay), (False, 0.0)}
+
+
+def test_validation_looks_between_start_and_end(session):
+    """Planted mistakes: the point on the line not undone afterwards; measured from the end instead of the start."""
+    session = dataclasses.replace(session, config=override(session.config, {"train.wise": "on"}))
+    trainer = trainer_of(session, 1)
+    start = snapshot(session.model)
+    one_step(trainer)
+    end = snapshot(session.model)
+    name = trainer.trained[0]
+    assert trainer.shares == (1.0, 0.75, 0.5, 0.25)
+    for share in trainer.shares:
+        with trainer.evaluating(share):
+            assert not session.model.training
+            here = session.model.state_dict()[name]
+            assert torch.allclose(here, start[name] + share * (end[name] - start[name]), atol=1e-6)
+        assert not changed(end, snapshot(session.model))
+    assert trainer_of(session, 2).shares == (1.0,)

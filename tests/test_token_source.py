@@ -86,7 +86,7 @@ def test_validation_scores_are_those_of_the_model(session):
             device=session.device,
         )
         expected = score_store(model_scorer(session.model, session.device), session.stores["val"])
-        assert np.allclose(trainer.val_scores(), expected, atol=1e-5)
+        assert np.allclose(trainer.scores("val"), expected, atol=1e-5)
 
 
 def test_the_encoder_stays_and_the_embedding_layer_learns(session):

@@ -62,8 +62,7 @@ class Session:
     def training_data(self) -> TrainingData:
         """What the training loop reads."""
         return TrainingData(
-            store=self.stores["train"],
-            val=self.stores["val"],
+            stores=self.stores,
             targets=self.splits.train.targets,
             teacher=self.train_embeddings,
             fixed=self.fixed,
@@ -188,9 +187,11 @@ def _resolve(config: Config, student: Student) -> Config:
         "fuse.topk": max(1, student.num_patches // 2) if few else RECOMMENDED_TOPK,
         "train.stage1.lr": CLIP_LR if from_clip else OTHER_LR,
         "train.stage1.head_lr_mult": 1.0 if from_clip and projection else NEW_HEAD_LR_MULT,
+        # A random embedding layer makes the start worthless.
+        "train.wise": "on" if from_clip and projection else "off",
     }
     flat = flatten(as_table(config))
-    return override(config, {key: value for key, value in automatic.items() if not flat[key]})
+    return override(config, {key: value for key, value in automatic.items() if flat[key] in (0, "auto")})
 
 
 def _embeddings(

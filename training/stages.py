@@ -1,7 +1,7 @@
 """Stage 1, stage 2 and the joint stage: one training loop, three plans (eqs 2, 10, 16, 17)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from hpdval_edge.config import Config, StageConfig
 from hpdval_edge.errors import CheckFailed
+from hpdval_edge.training.averages import Ema, WeightLine
 from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.model import DualView, Views, at_least_float32
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
 from hpdval_edge.training.token_source import BATCH, TokenOptions, Tokens, TokenSource
+
+SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,55 +45,15 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
     )
 
 
-class Ema:
-    """Exponential moving average of a model's trainable tensors and float buffers, with warm-up (1 + t) / (10 + t)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {name: value.detach().clone() for name, value in _averaged(model)}
-
-    def update(self, model: nn.Module, step: int) -> None:
-        """Blend in the weights after optimizer step ``step`` (from 0)."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        live = dict(_averaged(model))
-        torch._foreach_lerp_([self.shadow[name] for name in live], list(live.values()), weight)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model holds the averages."""
-        live = {name: value.detach().clone() for name, value in _averaged(model)}
-        _assign(model, self.shadow)
-        try:
-            yield
-        finally:
-            _assign(model, live)
-
-
-def _averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
-    trained = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
-    statistics = [
-        (name, value)
-        for name, value in model.named_buffers()
-        if value.is_floating_point() and name.endswith(("running_mean", "running_var"))
-    ]
-    return trained + statistics
-
-
-@torch.no_grad()
-def _assign(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, target in _averaged(model):
-        target.copy_(values[name])
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Everything an epoch reads: the picture stores, targets uint8 [n, C], teacher embeddings [n, E], P^H [C, E].
+    """Everything a stage reads: the picture stores by split, and of the training split targets uint8 [n, C], teacher
+    embeddings [n, E] and P^H [C, E].
 
     cache: folder for what other runs can use too, or None.
     """
 
-    store: ImageStore
-    val: ImageStore
+    stores: Mapping[str, ImageStore]
     targets: np.ndarray
     teacher: np.ndarray
     fixed: Tensor
@@ -130,13 +93,16 @@ class StageTrainer:
         self.cursor = Cursor(stage.name)
         self.seed = config.seed * 10 + stage.number
         self._freeze()
-        self.tokens = self._source(data.store, aug=config.data.aug, amp=config.train.amp)
-        # Scores are float32 whatever training used.
-        self.val_tokens = self._source(data.val, aug="none", amp="off")
+        # Scores are float32 whatever training uses.
+        self.tokens = {
+            name: self._source(store, *((config.data.aug, config.train.amp) if name == "train" else ("none", "off")))
+            for name, store in data.stores.items()
+        }
         self.optimizer = self._make_optimizer()
         self.ema = Ema(model, config.train.ema) if config.train.ema else None
+        self.line = WeightLine(model) if config.train.wise == "on" and stage.trains_student else None
 
-    def _source(self, store: ImageStore, *, aug: str, amp: str) -> TokenSource:
+    def _source(self, store: ImageStore, aug: str, amp: str) -> TokenSource:
         options = TokenOptions(
             learns=self.config.student.tune if self.stage.trains_student else "nothing",
             aug=aug,
@@ -237,13 +203,29 @@ class StageTrainer:
         self.cursor.epoch, self.cursor.step, self.cursor.sums = self.cursor.epoch + 1, 0, {}
         return means
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Where on the line from the stage's start to the trained weights validation looks; 1 is the trained end."""
+        return SHARES if self.line else (1.0,)
+
+    @contextmanager
+    def evaluating(self, share: float = 1.0) -> Iterator[None]:
+        """Inside, the model is in eval mode with its averaged weights, ``share`` of the way from the stage's start."""
+        self.model.eval()
+        with ExitStack() as stack:
+            if self.ema:
+                stack.enter_context(self.ema.applied(self.model))
+            if self.line and share != 1:
+                stack.enter_context(self.line.at(self.model, share))
+            yield
+
     @torch.no_grad()
-    def val_scores(self) -> np.ndarray:
-        """Scores float32 [n, C] of the validation pictures with the model as it is, in eval mode."""
-        banks, total = self.model.banks(), len(self.data.val)
+    def scores(self, split: str) -> np.ndarray:
+        """Scores float32 [n, C] of a split's pictures, with the model as it is, in eval mode, without augmentation."""
+        banks, total = self.model.banks(), len(self.data.stores[split])
         parts = []
         for start in range(0, total, BATCH):
-            tokens = self.val_tokens(np.arange(start, min(start + BATCH, total)), epoch=0)
+            tokens = self.tokens[split](np.arange(start, min(start + BATCH, total)), epoch=0)
             parts.append(self.model.score(tokens.cls, tokens.patches, *banks)[0].cpu().numpy())
         return np.concatenate(parts)
 
@@ -254,7 +236,7 @@ class StageTrainer:
         factor = learning_rate_factor(done, steps * self.stage.schedule.epochs, config.train.sched)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        terms = self._losses(self.tokens(rows, epoch=cursor.epoch), rows)
+        terms = self._losses(self.tokens["train"](rows, epoch=cursor.epoch), rows)
         total = terms["loss"]
         if not torch.isfinite(total):
             raise CheckFailed(

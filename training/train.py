@@ -15,11 +15,12 @@ from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training import model_card
-from hpdval_edge.training.evaluate import model_scorer, report, score_store
+from hpdval_edge.training.evaluate import report
+from hpdval_edge.training.metrics import GROUPS
 from hpdval_edge.training.model import load_student, read_weights, save_weights
 from hpdval_edge.training.run_folder import RunFolder, create_run, find_run
 from hpdval_edge.training.session import Session, prepare, warm_up
-from hpdval_edge.training.stages import Stage, StageTrainer, plan_stages
+from hpdval_edge.training.stages import StageTrainer, plan_stages
 from hpdval_edge.training.thresholds import fit_thresholds
 
 ZERO_SHOT = "teacher zero-shot"
@@ -155,7 +156,7 @@ def _run_stages(session: Session, run: RunFolder, options: TrainOptions, stop: S
         if saved and saved[1].stage == stage.name:
             _restore(trainer, saved, run)
         _train_stage(session, trainer, run, stop, budget)
-        _finish_stage(session, stage, run, reports)
+        _finish_stage(session, trainer, run, reports)
 
 
 def _restore(trainer: StageTrainer, saved: tuple, run: RunFolder) -> None:
@@ -198,31 +199,29 @@ def _train_stage(session: Session, trainer: StageTrainer, run: RunFolder, stop: 
         run.save_state(trainer.tensors(), cursor)
 
 
-@contextmanager
-def _averaged(trainer: StageTrainer) -> Iterator[None]:
-    trainer.model.eval()
-    if trainer.ema is None:
-        yield
-        return
-    with trainer.ema.applied(trainer.model):
-        yield
-
-
 def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses: dict[str, float]) -> None:
     """Score the validation split, log it, keep ``last`` and, where it is the best so far, ``best``."""
     cursor, stage = trainer.cursor, trainer.stage
-    with _averaged(trainer):
-        result = report(trainer.val_scores(), session.splits.val, session.class_counts, post=session.config.eval.post)
-        notes = {"stage": stage.name, "epoch": str(cursor.epoch), "val_mAP": f"{result['mAP']:.4f}"}
-        better = result["mAP"] > cursor.best
-        if better:
-            cursor.best, cursor.best_epoch = result["mAP"], cursor.epoch
-        for which in ("last", "best") if better else ("last",):
-            _save_weights(session, run, which, notes)
-    groups = {key: result[key] for key in ("mAP", "head", "medium", "tail")}
-    run.log({"stage": stage.name, "epoch": cursor.epoch, "val": groups, **{f"loss_{k}": v for k, v in losses.items()}})
+    results = {}
+    for share in trainer.shares if losses else (1.0,):
+        with trainer.evaluating(share):
+            scores = trainer.scores("val")
+            result = report(scores, session.splits.val, session.class_counts, post=session.config.eval.post)
+            results[share] = {key: result[key] for key in ("mAP", *GROUPS)}
+            notes = {"stage": stage.name, "epoch": str(cursor.epoch), "val_mAP": f"{result['mAP']:.4f}"}
+            if share == 1:
+                _save_weights(session, run, "last", notes)
+            if result["mAP"] > cursor.best:
+                cursor.best, cursor.best_epoch = result["mAP"], cursor.epoch
+                _save_weights(session, run, "best", {**notes, "share": str(share)})
+    best = max(results, key=lambda share: results[share]["mAP"])
+    entry = {"stage": stage.name, "epoch": cursor.epoch, "val": results[best]}
+    if trainer.line:
+        entry["share"] = best
+    run.log({**entry, **{f"loss_{name}": value for name, value in losses.items()}})
     loss = f"  loss {losses['loss']:.4f}" if losses else ""
-    say(f"{stage.name} epoch {cursor.epoch}/{stage.schedule.epochs}  val mAP {result['mAP']:.2f}{loss}")
+    place = f" (share {best:g} of the way from its start)" if best != 1 else ""
+    say(f"{stage.name} epoch {cursor.epoch}/{stage.schedule.epochs}  val mAP {results[best]['mAP']:.2f}{place}{loss}")
 
 
 def selected_weights(config: Config) -> str:
@@ -230,7 +229,7 @@ def selected_weights(config: Config) -> str:
     return "best" if config.eval.select == "best_val" else "last"
 
 
-def _finish_stage(session: Session, stage: Stage, run: RunFolder, reports: dict) -> None:
+def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, reports: dict) -> None:
     """Load what ``eval.select`` keeps, fit thresholds on validation, report on the test split, write it all."""
     chosen = run.weights(selected_weights(session.config))
     tensors, metadata = read_weights(chosen)
@@ -242,12 +241,10 @@ def _finish_stage(session: Session, stage: Stage, run: RunFolder, reports: dict)
             model.prompts.global_context.copy_(tensors["prompts.global_context"])
             model.prompts.local_context.copy_(tensors["prompts.local_context"])
     model.eval()
-    scorer = model_scorer(model, session.device)
-    thresholds, fitted = fit_thresholds(score_store(scorer, session.stores["val"]), session.splits.val.targets)
+    thresholds, fitted = fit_thresholds(trainer.scores("val"), session.splits.val.targets)
     split, data = session.evaluation_split()
-    scores = score_store(scorer, session.stores[split])
     result = report(
-        scores,
+        trainer.scores(split),
         data,
         session.class_counts,
         post=session.config.eval.post,
@@ -256,7 +253,7 @@ def _finish_stage(session: Session, stage: Stage, run: RunFolder, reports: dict)
         bootstrap=session.config.eval.bootstrap,
         seed=session.config.seed,
     )
-    reports[stage.name] = {"split": split, "epoch": int(metadata["epoch"]), **result}
+    reports[trainer.stage.name] = {"split": split, "epoch": int(metadata["epoch"]), **result}
     run.write_json("metrics.json", reports)
     run.write_json(
         "thresholds.json",
@@ -264,7 +261,7 @@ def _finish_stage(session: Session, stage: Stage, run: RunFolder, reports: dict)
     )
     _write_per_class(session, run, result)
     model_card.write(run.path / "MODEL_CARD.md", session, reports)
-    if stage.name == "stage1":
+    if trainer.stage.name == "stage1":
         _save_weights(session, run, "stage1", {key: metadata[key] for key in ("stage", "epoch", "val_mAP")})
 
 

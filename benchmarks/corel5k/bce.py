@@ -5,11 +5,11 @@ import torch
 
 from hpdval_edge.progress import say
 from hpdval_edge.training.augment import augment
+from hpdval_edge.training.averages import Ema
 from hpdval_edge.training.evaluate import report
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
 from hpdval_edge.training.session import Session
-from hpdval_edge.training.stages import Ema
 from hpdval_edge.training.student import Student, tokens
 
 
