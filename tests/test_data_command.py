@@ -1,6 +1,7 @@
 """``hpedge data`` as a user meets it: exit codes, one JSON document, files that read back."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -220,3 +221,15 @@ def test_train_takes_a_protocol(coco):
     with pytest.raises(UsageError, match=r"brings its own data\.images; leave those options out"):
         chosen_values({"data.path": f"coco-lt={coco}", **none, "data.images": "x"}, None, None)
     assert chosen_values({"data.path": "a=b.csv", **none}, None, None)["data.path"].endswith("/a=b.csv")
+
+
+def test_nothing_of_it_needs_torch(tiny, tmp_path):
+    """The runtime's own packages are enough. Planted mistake: the splits read through the training session."""
+    code = (
+        "import sys; from hpdval_edge import cli; sys.argv = ['hpedge', 'data', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'timm', 'open_clip'} & set(sys.modules)"
+    )
+    for arguments in (["check", tiny], ["split", tiny / "train.csv", "--out", tmp_path / "a"], ["voc-lt", "-h"]):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,6 +1,9 @@
 """Few-shot: the published splits, data-free protocols on synthetic annotations, episodes isolated from each other."""
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hpdval_edge.training.protocols.fewshot import run_fewshot
 from hpdval_edge.training.protocols.fewshot_splits import shipped_episode, showing_any, showing_only
 from hpdval_edge.training.session import prepare
 from hpdval_edge.training.stages import StageTrainer, plan_stages
+from hpdval_edge.training.train import Interrupted
 
 # Per class, with the other objects of the picture; a star marks a difficult object.
 PER_CLASS = {"trainval": 6, "test": 2}
@@ -358,3 +362,38 @@ def test_mistakes_are_named_before_training(pascal, tmp_path, monkeypatch, chang
     with pytest.raises(UsageError, match=message):
         run_fewshot(arguments.pop("dataset"), root, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_base_run_goes_on(pascal, values, tmp_path, monkeypatch):
+    """Planted mistake: the second call starts the base run again, under a name that is taken."""
+    original, steps = StageTrainer._train_step, []
+
+    def step(self, *arguments):
+        original(self, *arguments)
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = {"shots": 1, "values": values, "episodes": (2,), "out": tmp_path / "out"}
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    whole = run_fewshot("voc", pascal, **arguments)
+    (tmp_path / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "parts")
+    arguments["out"] = tmp_path / "again"
+    monkeypatch.setattr(StageTrainer, "_train_step", step)
+    with pytest.raises(Interrupted):
+        run_fewshot("voc", pascal, **arguments)
+    monkeypatch.setattr(StageTrainer, "_train_step", original)
+    assert run_fewshot("voc", pascal, **arguments) == whole
+    assert read_episode(tmp_path / "out", 2) == read_episode(tmp_path / "again", 2)
+
+
+def test_a_missing_picture_is_named_before_training(pascal, values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = shutil.copytree(pascal, tmp_path / "copy")
+    # An aeroplane of trainval, a base picture.
+    (root / "VOCdevkit/VOC2007/JPEGImages/000001.jpg").unlink()
+    with pytest.raises(BadData, match=r"000001\.jpg: there is no such file"):
+        run_fewshot("voc", root, shots=1, values=values, episodes=(1,), out=tmp_path / "out")
+    assert not list((tmp_path / "runs").glob("fewshot-*"))
