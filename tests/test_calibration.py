@@ -40,7 +40,7 @@ def test_a_known_calibration_is_found():
     assert found.bias == pytest.approx(truth.bias, rel=0.05)
 
 
-@pytest.mark.parametrize("case", ["spread", "separable", "few", "far from zero", "tiny scores"])
+@pytest.mark.parametrize("case", ["spread", "separable", "few", "far from zero", "tiny scores", "huge scores"])
 def test_nothing_nearby_has_a_lower_loss(case, monkeypatch):
     """Planted mistakes: targets of 0 and 1 (no minimum where separable), a full step that overshoots, a block lost."""
     scores, targets, _ = example(images=200)
@@ -50,7 +50,7 @@ def test_nothing_nearby_has_a_lower_loss(case, monkeypatch):
         targets = np.zeros_like(targets)
         targets[3, 0] = True
     scores = scores + np.float32(0.8 * (case == "far from zero"))
-    scores = scores * np.float32(1e-2 if case == "tiny scores" else 1)
+    scores = scores * np.float32({"tiny scores": 1e-2, "huge scores": 50}.get(case, 1))
     whole = fit_calibration(scores, targets, 20.0)
     lowest = platt_loss(scores, targets, whole)
     for factor in (0.99, 1.01):
