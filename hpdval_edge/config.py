@@ -127,7 +127,7 @@ class LossConfig:
 class StageConfig:
     """Length and step size of one stage.
 
-    lr 0: the presets' printed 1e-5 for a student that starts from CLIP, else 1e-3. head_lr_mult speeds up the embedding
+    lr 0: the printed 1e-5 where a whole student starts from CLIP, else 1e-3. head_lr_mult speeds up the embedding
     layer; 0: 1 for CLIP's own projection, else 3.
     """
 
@@ -159,10 +159,10 @@ class TrainSection:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """What is reported, and which epoch is kept."""
+    """What is reported, and which epoch is kept: ``best_test`` is the authors' choice, and every report says so."""
 
     post: Literal["none", "softmax", "l2class"] = "none"
-    select: Literal["last", "best_val"] = "best_val"
+    select: Literal["last", "best_val", "best_test"] = "best_val"
     bootstrap: int = 1000
 
 

@@ -24,6 +24,8 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(reports.values()))
     split = first.get("split", "")
     note = f"AP in percent on {first['n_images']} {split} pictures; [95 % bootstrap interval over pictures]"
+    if any(report.get("select") == "best_test" for report in reports.values()):
+        note += "; the epoch was CHOSEN ON THE TEST SPLIT (eval.select=best_test): not comparable with honest figures"
     if first.get("n_absent"):
         note += f"; {first['n_absent']} labels without positives left out"
     return "\n".join([*lines, note])

@@ -196,3 +196,20 @@ def test_a_failed_download_names_the_remedy(teacher, monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(MissingDependency, match=r"--student vit_tiny_patch16_224:/path/to/weights"):
         make_student(StudentConfig(name="vit_tiny_patch16_224"), teacher)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_betwixt_patch16_reg4_gap_256", "test_vit"])
+def test_tokens_are_normed_and_registers_are_no_class_token(name):
+    """Planted mistakes: the norm of averaging ViTs skipped; the first register taken for the class token."""
+    encoder = timm.create_model(name, num_classes=0).eval()
+    size = encoder.patch_embed.img_size[0]
+    with torch.no_grad():
+        for norm in (encoder.norm, encoder.fc_norm):
+            if hasattr(norm, "weight"):
+                norm.weight.fill_(3.0)
+        cls, patches = tokens(encoder, torch.randn(2, 3, size, size))
+    assert patches.std(dim=-1).mean() == pytest.approx(3, abs=0.1)
+    if encoder.cls_token is None:
+        assert torch.allclose(cls, patches.mean(dim=1))
+    else:
+        assert cls.std(dim=-1).mean() == pytest.approx(3, abs=0.1)

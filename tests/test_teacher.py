@@ -98,3 +98,25 @@ def test_embeddings_are_computed_once(tiny, tmp_path, monkeypatch):
     save_file(state, tmp_path / "other.safetensors")
     other = load_teacher(f"{tiny / 'teacher.json'}:{tmp_path / 'other.safetensors'}", CPU)
     np.testing.assert_allclose(cached_embeddings(other, store, **options, space="embed"), 2 * first, rtol=1e-5)
+
+
+def test_the_activation_and_the_preprocessing_are_part_of_the_fingerprint(tiny, tmp_path):
+    """Planted mistake: a fingerprint of the weights alone, under which another model's embeddings were read."""
+    architecture = json.loads((tiny / "teacher.json").read_text())
+    variants = {
+        "plain": architecture,
+        "quick": {**architecture, "quick_gelu": True},
+        "other": {"model_cfg": architecture, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}},
+    }
+    prints = set()
+    for name, content in variants.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        spec = f"{tmp_path / name}.json:{tiny / 'teacher.safetensors'}"
+        prints.add(load_teacher(spec, torch.device("cpu")).fingerprint)
+    assert len(prints) == 3
+
+
+def test_openai_weights_need_quickgelu():
+    """Planted mistake: open_clip's warning and the wrong activation."""
+    with pytest.raises(UsageError, match="ViT-B-16-quickgelu:openai"):
+        load_teacher("ViT-B-16:openai", torch.device("cpu"))

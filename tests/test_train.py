@@ -4,13 +4,18 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from hpdval_edge.config import load_config
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.report_table import table
+from hpdval_edge.training.readers import load_splits
 from hpdval_edge.training.run_folder import find_run
+from hpdval_edge.training.session import prepare
 from hpdval_edge.training.train import Interrupted, StopRequest, TrainOptions, train
 
 
@@ -190,3 +195,31 @@ def test_every_bad_picture_is_named_before_training(tiny, tiny_values, tmp_path,
     assert "empty.png" in str(caught.value)
     assert "text.png" in str(caught.value)
     assert not list((tmp_path / "runs").glob("*/config.toml"))
+
+
+def test_the_authors_selection_on_the_test_split_says_so(tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: ``best_test`` that selects on validation."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "eval.select": "best_test", "train.stage1.epochs": "3"}
+    run = train(load_config(values=values), TrainOptions(stage="1"), {})
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    reports = run.read_json("metrics.json")
+    assert reports["stage1"]["mAP"] == pytest.approx(max(line["test"]["mAP"] for line in lines), abs=1e-6)
+    assert "CHOSEN ON THE TEST SPLIT" in table(reports)
+    with pytest.raises(UsageError, match="no test split"):
+        prepare(load_config(values={**values, "data.path": str(Path(values["data.path"]) / "train.csv")}))
+
+
+def test_groups_come_from_the_list_as_given_and_losses_from_what_is_trained_on(
+    tiny, tiny_values, tmp_path, monkeypatch
+):
+    """Planted mistake: groups of what remains after the validation split, which makes VOC-LT 5/6/9 of 6/6/8."""
+    monkeypatch.chdir(tmp_path)
+    session = prepare(load_config(values={**tiny_values, "data.path": str(tiny / "train.csv")}))
+    assert session.splits.held_out
+    assert len(session.splits.train) + len(session.splits.val) == 48
+    whole = load_splits(tiny).train
+    assert (session.class_counts == whole.class_counts).all()
+    trained = session.splits.train.class_counts
+    assert torch.allclose(session.loss().inverse_counts, torch.from_numpy(1 / trained))
+    assert (prepare(load_config(values=tiny_values)).class_counts == whole.class_counts).all()

@@ -72,16 +72,24 @@ class Splits:
     """The three parts of a data set, with one label order, and what a reader should tell its user.
 
     Args:
-        train: What the weights and the class counts come from.
+        train: What the weights and the statistics of the losses come from.
         val: What chooses the epoch and the thresholds.
         test: What is only ever reported, or None.
         notes: Sentences for the user, such as labels with a single positive.
+        held_out: Whether val was taken out of the training list.
     """
 
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages | None
     notes: tuple[str, ...]
+    held_out: bool = False
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Pictures per label in the training list as it was given, int64 [C]: they make the groups of a report."""
+        counts = self.train.class_counts
+        return counts + self.val.class_counts if self.held_out else counts
 
     def __post_init__(self) -> None:
         for name, part in (("val", self.val), ("test", self.test)):

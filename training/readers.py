@@ -76,7 +76,7 @@ def _read_layout(
         training, validation, notes = _split(whole, *fraction_and_seed)
     if tests is not None:
         notes += _notes_on_overlap("test", tests, training, validation)
-    return Splits(training, validation, tests, (*layout.notes, *notes))
+    return Splits(training, validation, tests, (*layout.notes, *notes), held_out=layout.val is None)
 
 
 def _split(whole: LabelledImages, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages, list[str]]:

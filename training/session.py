@@ -52,12 +52,20 @@ class Session:
 
     @property
     def class_counts(self) -> np.ndarray:
-        """Training positives int64 [C]."""
-        return self.splits.train.class_counts
+        """Positives of the whole training list int64 [C], pictures held out for validation included."""
+        return self.splits.class_counts
 
     def evaluation_split(self) -> tuple[str, LabelledImages]:
         """What reports are made on: ``test``, or ``val`` where there is no test split."""
         return ("test", self.splits.test) if self.splits.test is not None else ("val", self.splits.val)
+
+    def selection_split(self) -> tuple[str, LabelledImages]:
+        """What the best epoch is chosen on: ``val``, unless ``eval.select`` asks for the authors' ``best_test``."""
+        if self.config.eval.select != "best_test":
+            return "val", self.splits.val
+        if self.splits.test is None:
+            raise UsageError("eval.select=best_test, but the data has no test split; use best_val.")
+        return "test", self.splits.test
 
     def training_data(self) -> TrainingData:
         """What the training loop reads."""
@@ -70,9 +78,9 @@ class Session:
         )
 
     def loss(self) -> torch.nn.Module:
-        """Classification loss of the configuration, with n_i from the training split."""
+        """Classification loss of the configuration, with n_i from the pictures that training sees."""
         loss = self.config.loss
-        stats = class_stats(self.class_counts, len(self.splits.train))
+        stats = class_stats(self.splits.train.class_counts, len(self.splits.train))
         pos_scale = loss.pos_scale if loss.pos_scale in ("eq14", "one_plus", "none") else float(loss.pos_scale)
         return make_loss(
             loss.name,
@@ -165,7 +173,7 @@ def prepare(config: Config) -> Session:
             f"kd.space=hidden compares the teacher's {embeddings['train'].shape[1]} hidden numbers with the student's "
             f"{student.width}; use kd.space=embed."
         )
-    return Session(
+    session = Session(
         config=config,
         device=device,
         splits=splits,
@@ -177,6 +185,8 @@ def prepare(config: Config) -> Session:
         zero_shot=_zero_shot(embeddings, fixed, teacher, views, config, device),
         train_embeddings=embeddings["train"],
     )
+    session.selection_split()
+    return session
 
 
 def _resolve(config: Config, student: Student) -> Config:
@@ -185,7 +195,7 @@ def _resolve(config: Config, student: Student) -> Config:
     few = student.num_patches < FEW_PATCHES
     automatic = {
         "fuse.topk": max(1, student.num_patches // 2) if few else RECOMMENDED_TOPK,
-        "train.stage1.lr": CLIP_LR if from_clip else OTHER_LR,
+        "train.stage1.lr": CLIP_LR if from_clip and config.student.tune == "all" else OTHER_LR,
         "train.stage1.head_lr_mult": 1.0 if from_clip and projection else NEW_HEAD_LR_MULT,
         # A random embedding layer makes the start worthless.
         "train.wise": "on" if from_clip and projection else "off",

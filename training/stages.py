@@ -107,7 +107,6 @@ class StageTrainer:
             learns=self.config.student.tune if self.stage.trains_student else "nothing",
             aug=aug,
             seed=self.seed,
-            epochs=self.stage.schedule.epochs,
             device=self.device,
             amp=amp,
             cache=self.data.cache,

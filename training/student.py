@@ -112,9 +112,13 @@ def tokens(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
             features = features.permute(0, 3, 1, 2)
         patches = features.flatten(2).transpose(1, 2)
         return patches.mean(dim=1), patches
-    prefix = encoder.num_prefix_tokens
-    patches = features[:, prefix:]
-    return (features[:, 0] if prefix else patches.mean(dim=1)), patches
+    # A ViT that pools by average leaves its final norm to the classifier.
+    if isinstance(encoder.norm, nn.Identity):
+        features = encoder.fc_norm(features)
+    patches = features[:, encoder.num_prefix_tokens :]
+    # Prefix tokens may be registers alone.
+    has_class = getattr(encoder, "cls_token", None) is not None
+    return (features[:, 0] if has_class else patches.mean(dim=1)), patches
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from hpdval_edge.atomic import write_file
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import normalise
 from hpdval_edge.presets import DEMO
+from hpdval_edge.progress import say
 from hpdval_edge.training.downloads import downloading
 from hpdval_edge.training.image_store import ImageStore, cache_key
 from hpdval_edge.training.precision import autocast
@@ -34,7 +35,7 @@ class Teacher:
     """A frozen open_clip model with what belongs to it.
 
     clip: in eval mode, no parameter requires gradients, tensors of its own. size: pixels a side. mean, std: of its
-    preprocessing. fingerprint: sha256 over its weights.
+    preprocessing. fingerprint: sha256 over its weights, activations and preprocessing.
     """
 
     clip: nn.Module
@@ -98,13 +99,14 @@ def load_teacher(spec: str, device: torch.device) -> Teacher:
         clip, tokenizer, preprocess = _from_name(name, weights)
     clip = clip.float().eval().requires_grad_(False).to(device)
     size = clip.visual.image_size
+    mean, std = (tuple(preprocess.get(key) or own) for key, own in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)))
     return Teacher(
         clip=clip,
         text=TextTower(clip, tokenizer).to(device),
         size=size[0] if isinstance(size, (tuple, list)) else size,
-        mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
-        std=tuple(preprocess.get("std") or OPENAI_STD),
-        fingerprint=fingerprint(clip),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(clip, mean, std),
     )
 
 
@@ -113,8 +115,10 @@ def _from_name(name: str, weights: str) -> tuple[nn.Module, Callable, dict]:
         raise UsageError(
             f"teacher {name!r} is no model of open_clip {open_clip.__version__}; see open_clip.list_models()."
         )
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags, twin = open_clip.list_pretrained_tags_by_model(name), f"{name}-quickgelu"
     if weights in tags:
+        if twin in open_clip.list_models() and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"):
+            raise UsageError(f"the weights {weights!r} were trained with QuickGELU; use --teacher {twin}:{weights}.")
         remedy = f"copy the file here and pass --teacher {name}:/path/to/weights"
         with downloading(f"the weights {weights!r} of {name}", remedy=remedy):
             clip = open_clip.create_model(name, pretrained=weights)
@@ -123,6 +127,8 @@ def _from_name(name: str, weights: str) -> tuple[nn.Module, Callable, dict]:
         raise UsageError(
             f"teacher {name}:{weights}: no such file, and the tags of {name} are {', '.join(tags) or 'none'}."
         )
+    if twin in open_clip.list_models():
+        say(f"note: {name} computes GELU; weights that OpenAI published need --teacher {twin}:{weights}")
     try:
         clip = open_clip.create_model(name, pretrained=weights)
     except UNREADABLE as error:
@@ -159,9 +165,10 @@ def _first_line(error: BaseException) -> str:
     return (" ".join(lines[:2]) or type(error).__name__)[:300].rstrip(".:")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """sha256 over the names and values of a module's weights."""
-    digest = hashlib.sha256()
+def fingerprint(module: nn.Module, *settings: object) -> str:
+    """sha256 over what decides a module's output: its layers as they print, its weights, and other ``settings``."""
+    # Layers without weights, such as the activation, show in the print alone.
+    digest = hashlib.sha256(f"{module} {settings}".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -39,14 +39,13 @@ class Tokens:
 class TokenOptions:
     """How a run turns pictures into tokens.
 
-    learns: "all", "embed" (the embedding layer alone) or "nothing". epochs: passes over the pictures to come. cache:
-    folder where an encoder's tokens are kept for other runs with the same encoder; None keeps them in memory only.
+    learns: "all", "embed" (the embedding layer alone) or "nothing". cache: folder where an encoder's tokens are kept
+    for other runs with the same encoder; None keeps them in memory only.
     """
 
     learns: str
     aug: str
     seed: int
-    epochs: int
     device: torch.device
     amp: str
     cache: Path | None = None
@@ -56,7 +55,7 @@ class TokenSource:
     """Tokens of pictures ``rows`` of a store, augmented as ``augment`` does for (seed, epoch, row).
 
     Where the encoder does not learn, its tokens of every picture (and of its mirror image, for "light") are computed
-    once and kept, if that takes fewer passes than the epochs do and at most 2 GiB.
+    once and kept, if that takes at most 2 GiB.
     """
 
     def __init__(self, student: Student, store: ImageStore, options: TokenOptions) -> None:
@@ -64,7 +63,7 @@ class TokenSource:
         width = student.width if options.learns == "embed" else student.embed_dim
         versions = len(MIRRORED.get(options.aug, ()))
         size = 4 * len(store) * versions * (1 + student.num_patches) * width
-        self.keeps = options.learns != "all" and 0 < versions < options.epochs and size <= MAX_BYTES
+        self.keeps = options.learns != "all" and versions > 0 and size <= MAX_BYTES
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, rows: np.ndarray, *, epoch: int) -> Tokens:
@@ -107,7 +106,11 @@ class TokenSource:
         if options.cache is None or options.learns == "nothing":
             return self._compute_all()
         versions = ["mirrored" if mirror else "plain" for mirror in MIRRORED[options.aug]]
-        parts = (fingerprint(self.student.encoder), cache_key(self.store.data, self.store.size), *versions)
+        parts = (
+            fingerprint(self.student.encoder, self.student.spec.to_json()),
+            cache_key(self.store.data, self.store.size),
+            *versions,
+        )
         key = hashlib.sha256(" ".join([*parts, options.amp, options.device.type]).encode()).hexdigest()[:24]
         path = options.cache / f"tokens-{key}.safetensors"
         try:

@@ -200,33 +200,34 @@ def _train_stage(session: Session, trainer: StageTrainer, run: RunFolder, stop: 
 
 
 def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses: dict[str, float]) -> None:
-    """Score the validation split, log it, keep ``last`` and, where it is the best so far, ``best``."""
+    """Score the selecting split, log it, keep ``last`` and, where it is the best so far, ``best``."""
     cursor, stage = trainer.cursor, trainer.stage
+    split, data = session.selection_split()
     results = {}
     for share in trainer.shares if losses else (1.0,):
         with trainer.evaluating(share):
-            scores = trainer.scores("val")
-            result = report(scores, session.splits.val, session.class_counts, post=session.config.eval.post)
+            result = report(trainer.scores(split), data, session.class_counts, post=session.config.eval.post)
             results[share] = {key: result[key] for key in ("mAP", *GROUPS)}
-            notes = {"stage": stage.name, "epoch": str(cursor.epoch), "val_mAP": f"{result['mAP']:.4f}"}
+            notes = {"stage": stage.name, "epoch": str(cursor.epoch), f"{split}_mAP": f"{result['mAP']:.4f}"}
             if share == 1:
                 _save_weights(session, run, "last", notes)
             if result["mAP"] > cursor.best:
                 cursor.best, cursor.best_epoch = result["mAP"], cursor.epoch
                 _save_weights(session, run, "best", {**notes, "share": str(share)})
     best = max(results, key=lambda share: results[share]["mAP"])
-    entry = {"stage": stage.name, "epoch": cursor.epoch, "val": results[best]}
+    entry = {"stage": stage.name, "epoch": cursor.epoch, split: results[best]}
     if trainer.line:
         entry["share"] = best
     run.log({**entry, **{f"loss_{name}": value for name, value in losses.items()}})
     loss = f"  loss {losses['loss']:.4f}" if losses else ""
-    place = f" (share {best:g} of the way from its start)" if best != 1 else ""
-    say(f"{stage.name} epoch {cursor.epoch}/{stage.schedule.epochs}  val mAP {results[best]['mAP']:.2f}{place}{loss}")
+    place = f", {best:g} of the way from its start" if best != 1 else ""
+    where = f"{stage.name} epoch {cursor.epoch}/{stage.schedule.epochs}"
+    say(f"{where}  {split} mAP {results[best]['mAP']:.2f}{place}{loss}")
 
 
 def selected_weights(config: Config) -> str:
     """Which weights file ``eval.select`` stands for."""
-    return "best" if config.eval.select == "best_val" else "last"
+    return "last" if config.eval.select == "last" else "best"
 
 
 def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, reports: dict) -> None:
@@ -253,7 +254,8 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
         bootstrap=session.config.eval.bootstrap,
         seed=session.config.seed,
     )
-    reports[trainer.stage.name] = {"split": split, "epoch": int(metadata["epoch"]), **result}
+    selection = session.config.eval.select
+    reports[trainer.stage.name] = {"split": split, "epoch": int(metadata["epoch"]), "select": selection, **result}
     run.write_json("metrics.json", reports)
     run.write_json(
         "thresholds.json",
@@ -262,7 +264,8 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
     _write_per_class(session, run, result)
     model_card.write(run.path / "MODEL_CARD.md", session, reports)
     if trainer.stage.name == "stage1":
-        _save_weights(session, run, "stage1", {key: metadata[key] for key in ("stage", "epoch", "val_mAP")})
+        own = ("stage", "epoch", "share", "val_mAP", "test_mAP")
+        _save_weights(session, run, "stage1", {key: metadata[key] for key in own if key in metadata})
 
 
 def _save_weights(session: Session, run: RunFolder, which: str, notes: dict[str, str]) -> None:

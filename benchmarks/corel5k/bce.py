@@ -47,7 +47,7 @@ def train_bce(session: Session, epochs: int) -> dict:
     stage = config.train.stage1
     model = Classifier(session.model.student, len(data.labels))
     # The rarest labels drown when every logit starts at 0.5: start at the prior, as usual for BCE.
-    prior = torch.from_numpy(session.class_counts / len(data)).float().clamp(1e-4, 1 - 1e-4)
+    prior = torch.from_numpy(data.class_counts / len(data)).float().clamp(1e-4, 1 - 1e-4)
     model.head.bias.data.copy_(torch.logit(prior))
     groups = [
         {"params": list(model.student.encoder.parameters()), "base_lr": stage.lr},
