@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +16,17 @@ from safetensors.numpy import load_file
 from hpdval_edge import cli
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.training.evaluate import model_scorer, score_store
+from hpdval_edge.training.metrics import multilabel_report
 from hpdval_edge.training.model import load_model
-from hpdval_edge.training.reproduce import runner
+from hpdval_edge.training.reproduce import few_shot, runner
 from hpdval_edge.training.reproduce.ablation import CHANGES, ablation
 from hpdval_edge.training.reproduce.cells import TABLES, sweep, topk_values
 from hpdval_edge.training.reproduce.experiment import Options, reproduce, sweep_values
 from hpdval_edge.training.reproduce.paper_numbers import GROUP_CLASSES, PAPER, printed, why_missing
 from hpdval_edge.training.reproduce.plans import make_plans, parse_dataset, parse_datasets
-from hpdval_edge.training.reproduce.results import spread
+from hpdval_edge.training.reproduce.results import spread, summarise
 from hpdval_edge.training.run_folder import find_run
-from hpdval_edge.training.session import load_data, make_stores
+from hpdval_edge.training.session import load_data, make_stores, prepare
 from hpdval_edge.training.train import Interrupted, selected_weights
 
 
@@ -196,8 +199,6 @@ def test_alpha_by_evaluation_is_the_score_with_that_alpha(options, trained, tiny
     for result, alpha in zip(writer.results, (0.0, 1.0), strict=True):
         model.alpha = alpha
         scores = score_store(model_scorer(model, "cpu"), store)
-        from hpdval_edge.training.metrics import multilabel_report
-
         by_hand = multilabel_report(scores, data.test.targets, data.train.class_counts)
         assert result.report["per_class"] == pytest.approx(by_hand["per_class"])
     assert writer.results[0].report["per_class"] != writer.results[1].report["per_class"]
@@ -252,8 +253,6 @@ def test_an_ablation_changes_one_thing_at_a_time_and_leaves_out_what_the_base_ha
 
 def test_differences_are_paired_by_seed(options, tiny):
     """Planted mistake: the difference of the means with the spread of the change alone."""
-    from hpdval_edge.training.reproduce.results import summarise
-
     experiment, dataset = ablation(), parse_dataset(str(tiny))
     plans = make_plans(experiment, [dataset], preset="paper", values=options.values, seeds=2)
     numbers = {("base", 0): 10.0, ("base", 1): 20.0, ("loss.pos_scale-none", 0): 11.0, ("loss.pos_scale-none", 1): 23.0}
@@ -341,3 +340,78 @@ def test_the_verbs_show_examples(hpedge, verb):
     code, out, _ = hpedge(verb, "--help")
     assert code == 0
     assert f"  hpedge {verb} " in out
+
+
+def test_components_read_the_reports_they_name(options, trained, tiny, monkeypatch, tmp_path):
+    """Table V: softmax is over CLIP's own logits, three rows share stage 1, the joint one does not.
+
+    Planted mistake: the softmax is taken of the bare cosines.
+    """
+    monkeypatch.chdir(tmp_path)
+    writer = reproduce("table5", options)
+    reports = {result.plan.cell.name: result.report for result in writer.results}
+    run = json.loads((tmp_path / "runs" / name("table5", "dval", tiny.name) / "metrics.json").read_text())
+    assert reports["clip_zs"]["per_class"] == pytest.approx(run["teacher zero-shot"]["per_class"])
+    assert reports["dval"] == run["stage1"]
+    session = prepare(writer.results[0].plan.config)
+    logits = session.zero_shot["test"] * float(session.teacher.clip.logit_scale.exp())
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    softmax = multilabel_report(odds / odds.sum(1, keepdims=True), session.splits.test.targets, session.class_counts)
+    assert reports["clip_zs_softmax"]["per_class"] == pytest.approx(softmax["per_class"])
+    assert reports["clip_zs_softmax"]["per_class"] != reports["clip_zs"]["per_class"]
+    assert trained == [name("table5", cell, tiny.name) for cell in ("dval", "dval_hpt", "dval_hpt_sc", "joint")]
+    stages = {
+        cell: [
+            json.loads(line)["stage"] for line in (tmp_path / "runs" / cell / "metrics.jsonl").read_text().splitlines()
+        ]
+        for cell in trained
+    }
+    assert [set(stages[cell]) for cell in trained] == [{"stage1"}, {"stage2"}, {"stage2"}, {"joint"}]
+    reproduce("table5", options)
+    assert len(trained) == 4
+
+
+def test_prompt_lengths_share_stage_1(options, trained, tiny, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    writer = sweep_values("prompt-length", dataclasses.replace(options, cells=["M2", "M8"]), eval_only=False)
+    weights = [load_file(find_run(cell).weights("last"))["prompts.global_context"].shape[0] for cell in trained]
+    assert weights == [2, 8]
+    lines = (tmp_path / "runs" / trained[1] / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in lines} == {"stage2"}
+    assert "Figure 5 finds small M" in (writer.out / "table.md").read_text()
+
+
+def test_two_data_sets_stand_one_below_the_other(options, tiny, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    data = [str(tiny), str(other)]
+    writer = reproduce("table1", dataclasses.replace(options, data=data, cells=["clip_zs"], seeds=2))
+    text = (writer.out / "table.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {tiny.name}", "## other"]
+    assert "over 2 seeds" in text
+    assert [row["seed"] for row in results(writer.out)] == ["0", "1"] * 2
+
+
+def test_few_shot_rows_are_means_over_episodes(options, monkeypatch, tmp_path):
+    """The protocol itself has tests of its own. Planted mistake: the spread over episodes is left out."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def run_fewshot(dataset, root, *, shots, values, out):
+        calls.append((dataset, root, shots, values["preset"], out))
+        return {"mAP": 50.0 + shots, "std": 1.5, "episodes": [{"episode": 1, "mAP": 51.0, "pictures": 4}]}
+
+    monkeypatch.setattr(few_shot, "run_fewshot", run_fewshot)
+    writer = reproduce("table2", dataclasses.replace(options, data=["voc2007=pictures"], preset="paper"))
+    episodes = writer.out / "episodes"
+    assert calls == [("voc", Path("pictures"), shots, "paper", episodes) for shots in (1, 5)]
+    text = (writer.out / "table.md").read_text()
+    assert "| 1-shot [1] | 51.00 ± 1.50 | 90.80 |" in text
+    assert "over ten episodes" in text
+    with pytest.raises(UsageError, match="table2 needs --data voc2007=DIR"):
+        reproduce("table2", dataclasses.replace(options, data=[]))
+    with pytest.raises(UsageError, match="'voc-lt=x' is no few-shot protocol"):
+        reproduce("table2", dataclasses.replace(options, data=["voc-lt=x"]))
+    with pytest.raises(UsageError, match="leave --seeds 3 out"):
+        reproduce("table2", dataclasses.replace(options, data=["voc2007=x"], seeds=3))

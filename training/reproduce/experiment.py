@@ -8,6 +8,13 @@ from hpdval_edge.atomic import write_text
 from hpdval_edge.errors import UsageError
 from hpdval_edge.training.reproduce.ablation import BASE, ablation
 from hpdval_edge.training.reproduce.cells import TABLES, Cell, Experiment, choose_cells, sweep
+from hpdval_edge.training.reproduce.few_shot import (
+    TABLE2,
+    few_shot_plans,
+    few_shot_roots,
+    run_few_shot,
+    with_project,
+)
 from hpdval_edge.training.reproduce.figure import draw
 from hpdval_edge.training.reproduce.markdown import markdown
 from hpdval_edge.training.reproduce.plans import Plan, make_plans, parse_datasets
@@ -65,9 +72,7 @@ def reproduce(table: str, options: Options) -> Writer:
     if options.changes and table != "ablation":
         raise UsageError(f"--change belongs to ablation; {table} has fixed rows.")
     if table == "table2":
-        from hpdval_edge.training.reproduce.few_shot import reproduce_table2
-
-        return reproduce_table2(options, Writer)
+        return _few_shot(options)
     experiment = ablation(options.changes) if table == "ablation" else TABLES[table]
     preset = options.preset or ("paper" if table == "ablation" else None)
     return _run(experiment, replace(options, preset=preset), table)
@@ -81,6 +86,19 @@ def sweep_values(axis: str, options: Options, *, eval_only: bool) -> Writer:
     if not eval_only:
         return _run(experiment, options, experiment.name)
     return _evaluate(replace(experiment, name=f"{experiment.name}-eval"), options)
+
+
+def _few_shot(options: Options) -> Writer:
+    if options.seeds > 1:
+        raise UsageError(f"table2 repeats over ten episodes; leave --seeds {options.seeds} out.")
+    roots = few_shot_roots(options.data)
+    experiment = replace(TABLE2, cells=choose_cells(TABLE2, options.cells))
+    values = with_project(options.values)
+    plans = few_shot_plans(experiment.cells, roots, preset=options.preset, values=values)
+    writer = Writer(experiment, options.out or Path("reproduce") / experiment.name, len(plans))
+    for plan in plans:
+        writer.keep(run_few_shot(plan, roots[plan.dataset], values, writer.out))
+    return writer
 
 
 def _patches(options: Options) -> int:

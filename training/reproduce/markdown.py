@@ -55,6 +55,8 @@ def markdown(experiment: Experiment, results: Sequence[Result], planned: int) ->
 
 def _caption(results: Sequence[Result], dataset: str) -> str:
     own = [result for result in results if result.plan.dataset == dataset]
+    if any("std_episodes" in (result.report or {}) for result in own):
+        return "AP in percent on the novel test pictures; mean ± standard deviation over ten episodes."
     seeds = len({result.plan.seed for result in own})
     split = next((r.report["split"] for r in own if r.report and "split" in r.report), "test")
     over = "one seed, so no spread" if seeds == 1 else f"mean ± sample standard deviation over {seeds} seeds"
@@ -67,13 +69,17 @@ def _line(cells: Sequence[str]) -> str:
 
 def _table(experiment: Experiment, rows: Sequence[Row], notes: Footnotes) -> list[str]:
     column = PAPER_NAMES.get(paper_dataset(experiment.name, rows[0].dataset), "")
-    numbers = (*MEANS, "var")
+    papers = [printed(experiment.name, row.cell, row.dataset) for row in rows]
+    numbers = [
+        number
+        for number in (*MEANS, "var")
+        if any(row.numbers[number] for row in rows) or any(getattr(paper, number, None) for paper in papers)
+    ]
     with_paper = experiment.name in PAPER
     beside = f"paper, {column}" if with_paper else "paper"
     head = ["row", *(text for number in numbers for text in (number, beside))]
     lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
-    for row in rows:
-        paper = printed(experiment.name, row.cell, row.dataset)
+    for row, paper in zip(rows, papers, strict=True):
         reasons = (why_missing(experiment.name, row.cell),) if paper is None else paper.notes
         marks = " ".join(notes.mark(reason) for reason in reasons)
         cells = [text for number in numbers for text in (_ours(row.numbers[number]), _papers(paper, number))]

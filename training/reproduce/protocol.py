@@ -53,7 +53,8 @@ def _resolved(results: Sequence[Result], plan: Plan) -> tuple[Config, Plan]:
 
 def _data(plan: Plan, results: Sequence[Result]) -> str:
     column = paper_dataset(plan.experiment, plan.dataset)
-    counted = {r.report["n_images"] for r in results if r.report and r.plan.dataset == plan.dataset}
+    own = [r.report for r in results if r.report and r.plan.dataset == plan.dataset]
+    counted = {report["n_images"] for report in own if "n_images" in report}
     pictures = f" ({', '.join(f'{count:,}' for count in sorted(counted))} pictures scored)" if counted else ""
     if column == plan.dataset:
         return f"Data: {PAPER_NAMES[column]}, as in the paper{pictures}."

@@ -22,7 +22,7 @@ COLUMNS = ("cell", "dataset", "seed", "report", "split", "epoch", *NUMBERS, "sec
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean over seeds and sample standard deviation; the latter is None with fewer than two seeds."""
+    """Mean over seeds and sample standard deviation, None with fewer than two seeds; few-shot rows: over episodes."""
 
     mean: float
     std: float | None
@@ -106,6 +106,8 @@ def summarise(results: Sequence[Result], axis: str = "") -> list[Row]:
         own = [r for r in results if (r.plan.dataset, r.plan.cell.name) == (dataset, cell)]
         base = {r.plan.seed: r.report for r in results if r.plan.dataset == dataset and r.plan.cell.name == BASE}
         numbers = {key: spread([(r.report or {}).get(key) for r in own]) for key in NUMBERS}
+        if own[0].report and "std_episodes" in own[0].report:
+            numbers["mAP"] = Spread(own[0].report["mAP"], own[0].report["std_episodes"])
         differences = {key: spread([_difference(r, base.get(r.plan.seed), key) for r in own]) for key in MEANS}
         first = own[0].plan.cell
         errors = tuple(f"seed {r.plan.seed}: {r.error}" for r in own if r.error)
