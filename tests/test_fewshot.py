@@ -389,6 +389,18 @@ def test_an_interrupted_base_run_goes_on(pascal, values, tmp_path, monkeypatch):
     assert read_episode(tmp_path / "out", 2) == read_episode(tmp_path / "again", 2)
 
 
+def test_an_empty_part_is_named(tmp_path):
+    """Planted mistake: the parts not looked at, so that an empty list is what fails."""
+    home = tmp_path / "VOC2007"
+    for folder in ("Annotations", "ImageSets/Main"):
+        (home / folder).mkdir(parents=True)
+    for part, name in (("trainval", "person"), ("test", "person")):
+        (home / "Annotations" / f"{part}.xml").write_text(annotation([name]))
+        (home / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{part}\n")
+    with pytest.raises(BadData, match="no picture belongs to the novel test part"):
+        run_fewshot("voc", tmp_path, shots=1, values={}, out=tmp_path / "out")
+
+
 def test_a_missing_picture_is_named_before_training(pascal, values, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = shutil.copytree(pascal, tmp_path / "copy")

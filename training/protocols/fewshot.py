@@ -65,10 +65,7 @@ def run_fewshot(
     _check(dataset, shots, tune, episodes, values)
     _check_config(_config(values, {}), tune)
     root, out = Path(root).absolute(), Path(out).absolute()
-    splits = coco_protocol(root) if dataset == "coco" else voc_protocol(root, mixed, support)
-    for name, part in (("base training", splits.base_train), ("novel test", splits.novel_test)):
-        if not len(part):
-            raise BadData(f"{root}: no picture belongs to the {name} part; is this the whole data set?")
+    splits = _splits(dataset, root, mixed, support)
     supports = {episode: splits.support(shots, episode) for episode in episodes}
     base = _base_run(dataset, splits, values, out)
     # Options of one data set alone are no part of the other's results.
@@ -110,6 +107,15 @@ def _check_config(config: Config, tune: str) -> None:
         raise UsageError(f"train.mode={config.train.mode} has no base stage; few-shot needs train.mode=two_stage.")
     if tune != "student" and config.prompt.global_ == config.prompt.local == "fixed":
         raise UsageError(f"tune is {tune!r}, but prompt.global and prompt.local are fixed; use tune='student'.")
+
+
+def _splits(dataset: str, root: Path, mixed: str, support: str) -> FewShot:
+    splits = coco_protocol(root) if dataset == "coco" else voc_protocol(root, mixed, support)
+    parts = {"base training": splits.base_train, "base test": splits.base_test, "novel test": splits.novel_test}
+    for name, part in parts.items():
+        if not len(part):
+            raise BadData(f"{root}: no picture belongs to the {name} part; is this the whole data set?")
+    return splits
 
 
 def _config(values: Mapping[str, str], data: Mapping[str, str]) -> Config:
