@@ -64,11 +64,12 @@ class StudentConfig:
 
 @dataclass(frozen=True, slots=True)
 class KdConfig:
-    """Distillation of the class token (eq. 2)."""
+    """Distillation of the class token (eq. 2), and, with weight ``patches``, of the patches (not of the paper)."""
 
     space: Literal["embed", "hidden"] = "embed"
     reduction: Literal["mean", "sum"] = "mean"
     weight: float = 1.0
+    patches: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +335,9 @@ def _validate(config: Config) -> Config:
             raise UsageError(f"{key}={value} must be positive.")
     for key, value in {
         "fuse.topk": config.fuse.topk,
+        "kd.weight": config.kd.weight,
+        "kd.patches": config.kd.patches,
+        "sc.weight": config.sc.weight,
         "train.stage1.lr": config.train.stage1.lr,
         "train.stage1.head_lr_mult": config.train.stage1.head_lr_mult,
         "train.stage1.epochs": config.train.stage1.epochs,

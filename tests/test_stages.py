@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpdval_edge.config import load_config, override
-from hpdval_edge.errors import CheckFailed
+from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.training.averages import Ema
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
@@ -228,3 +228,19 @@ def test_validation_looks_between_start_and_end(session):
             assert torch.allclose(here, start[name] + share * (end[name] - start[name]), atol=1e-6)
         assert not changed(end, snapshot(session.model))
     assert trainer_of(session, 2).shares == (1.0,)
+
+
+def test_patches_are_distilled_from_the_teachers_own(tiny_values, tmp_path, monkeypatch):
+    """Planted mistakes: the teacher's patches of the picture where the student saw its mirror image; no weight."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "train.ema": "0", "kd.patches": "2", "kd.weight": "0", "train.stage1.epochs": "1"}
+    trainer = trainer_of(prepare(load_config(values=values)), 1)
+    one_step(trainer)
+    # A student that starts at the teacher's tower has the teacher's patches, mirrored or not.
+    assert trainer.cursor.sums["kd_patches"] == pytest.approx(0, abs=1e-5)
+    tokens = trainer.tokens["train"](np.arange(4), epoch=0)
+    moved = dataclasses.replace(tokens, patches=tokens.patches + 0.5)
+    assert trainer._losses(moved, np.arange(4))["kd_patches"].item() == pytest.approx(1, abs=0.05)
+    assert trainer_of(prepare(load_config(values=values)), 2).teacher_tokens is None
+    with pytest.raises(UsageError, match=r"the teacher has 4 x 4 and the student \d+ x \d+"):
+        prepare(load_config(values={**values, "student.name": "test_vit", "student.init": "random"}))

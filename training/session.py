@@ -21,7 +21,7 @@ from hpdval_edge.training.readers import load_splits
 from hpdval_edge.training.run_folder import CACHE
 from hpdval_edge.training.scenes import make_scenes_lt
 from hpdval_edge.training.stages import TrainingData
-from hpdval_edge.training.student import Student, make_student
+from hpdval_edge.training.student import Student, clip_student, make_student
 from hpdval_edge.training.teacher import Teacher, cached_embeddings, load_teacher
 
 RECOMMENDED_TOPK = 32
@@ -44,6 +44,7 @@ class Session:
     model: DualView
     zero_shot: dict[str, np.ndarray]
     train_embeddings: np.ndarray
+    patch_teacher: tuple[Student, ImageStore] | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -75,6 +76,7 @@ class Session:
             teacher=self.train_embeddings,
             fixed=self.fixed,
             cache=CACHE if self.config.data.cache else None,
+            patch_teacher=self.patch_teacher,
         )
 
     def loss(self) -> torch.nn.Module:
@@ -184,9 +186,22 @@ def prepare(config: Config) -> Session:
         model=make_model(config, student, fixed).to(device),
         zero_shot=_zero_shot(embeddings, fixed, teacher, views, config, device),
         train_embeddings=embeddings["train"],
+        patch_teacher=(_patch_teacher(teacher, student).to(device), views["train"]) if config.kd.patches else None,
     )
     session.selection_split()
     return session
+
+
+def _patch_teacher(teacher: Teacher, student: Student) -> Student:
+    """What gives the teacher's patches in the joint space; UsageError where they are not the student's patches."""
+    tower = clip_student(teacher)
+    if tower.grid != student.grid:
+        grids = [f"{rows} x {columns}" for rows, columns in (tower.grid, student.grid)]
+        raise UsageError(
+            f"kd.patches compares patch by patch, but the teacher has {grids[0]} and the student {grids[1]}; "
+            "set student.image_size so that they agree, or kd.patches=0."
+        )
+    return tower
 
 
 def _resolve(config: Config, student: Student) -> Config:

@@ -16,6 +16,7 @@ from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.model import DualView, Views, at_least_float32
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
+from hpdval_edge.training.student import Student
 from hpdval_edge.training.token_source import BATCH, TokenOptions, Tokens, TokenSource
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -30,18 +31,19 @@ class Stage:
     trains_student: bool
     trains_prompts: bool
     kd_weight: float
+    kd_patches: float
     sc_weight: float
     schedule: StageConfig
 
 
 def plan_stages(config: Config) -> tuple[Stage, ...]:
     """Two stages (eqs 16, 17), or the joint run of Table V: L_cls + (L_kd + L_sc) / 2 over all parameters."""
-    kd, sc, train = config.kd.weight, config.sc.weight, config.train
+    kd, sc, train = config.kd, config.sc.weight, config.train
     if train.mode == "joint":
-        return (Stage("joint", 1, True, True, kd / 2, sc / 2, train.stage1),)
+        return (Stage("joint", 1, True, True, kd.weight / 2, kd.patches / 2, sc / 2, train.stage1),)
     return (
-        Stage("stage1", 1, True, False, kd, 0.0, train.stage1),
-        Stage("stage2", 2, False, True, 0.0, sc, train.stage2),
+        Stage("stage1", 1, True, False, kd.weight, kd.patches, 0.0, train.stage1),
+        Stage("stage2", 2, False, True, 0.0, 0.0, sc, train.stage2),
     )
 
 
@@ -50,7 +52,8 @@ class TrainingData:
     """Everything a stage reads: the picture stores by split, and of the training split targets uint8 [n, C], teacher
     embeddings [n, E] and P^H [C, E].
 
-    cache: folder for what other runs can use too, or None.
+    cache: folder for what other runs can use too, or None. patch_teacher: what gives the teacher's patches, and the
+    training pictures at its size; None where patches are not distilled.
     """
 
     stores: Mapping[str, ImageStore]
@@ -58,6 +61,7 @@ class TrainingData:
     teacher: np.ndarray
     fixed: Tensor
     cache: Path | None
+    patch_teacher: tuple[Student, ImageStore] | None = None
 
 
 @dataclass(slots=True)
@@ -93,25 +97,30 @@ class StageTrainer:
         self.cursor = Cursor(stage.name)
         self.seed = config.seed * 10 + stage.number
         self._freeze()
+        learns = config.student.tune if stage.trains_student else "nothing"
+        as_trained = (config.data.aug, config.train.amp)
         # Scores are float32 whatever training uses.
         self.tokens = {
-            name: self._source(store, *((config.data.aug, config.train.amp) if name == "train" else ("none", "off")))
+            name: self._source(model.student, store, learns, *(as_trained if name == "train" else ("none", "off")))
             for name, store in data.stores.items()
         }
+        self.teacher_tokens = None
+        if stage.kd_patches and data.patch_teacher:
+            self.teacher_tokens = self._source(*data.patch_teacher, "nothing", *as_trained)
         self.optimizer = self._make_optimizer()
         self.ema = Ema(model, config.train.ema) if config.train.ema else None
         self.line = WeightLine(model) if config.train.wise == "on" and stage.trains_student else None
 
-    def _source(self, store: ImageStore, aug: str, amp: str) -> TokenSource:
+    def _source(self, student: Student, store: ImageStore, learns: str, aug: str, amp: str) -> TokenSource:
         options = TokenOptions(
-            learns=self.config.student.tune if self.stage.trains_student else "nothing",
+            learns=learns,
             aug=aug,
             seed=self.seed,
             device=self.device,
             amp=amp,
             cache=self.data.cache,
         )
-        return TokenSource(self.model.student, store, options)
+        return TokenSource(student, store, options)
 
     def _freeze(self) -> None:
         self.model.student.requires_grad_(self.stage.trains_student)
@@ -261,6 +270,10 @@ class StageTrainer:
             student = views.cls if self.config.kd.space == "embed" else tokens.hidden.float()
             teacher = torch.from_numpy(self.data.teacher[rows]).to(self.device)
             terms["kd"] = self.stage.kd_weight * distance(student, teacher, self.config.kd.reduction)
+        if self.teacher_tokens:
+            teacher = self.teacher_tokens(rows, epoch=self.cursor.epoch).patches
+            gap = distance(tokens.patches.float(), teacher, self.config.kd.reduction)
+            terms["kd_patches"] = self.stage.kd_patches * gap
         if self.stage.sc_weight and self.model.prompts is not None:
             terms["sc"] = self.stage.sc_weight * self._consistency(*prompted)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

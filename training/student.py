@@ -263,6 +263,19 @@ def pretrained_encoder(spec: EncoderSpec) -> nn.Module:
         return build_encoder(spec, pretrained=True)
 
 
+def clip_student(teacher: Teacher) -> Student:
+    """The teacher's image tower as a student: class token and patches after CLIP's projection, weights of its own.
+
+    Raises:
+        UsageError: the tower cannot be read that way.
+    """
+    spec = _student_spec("auto", "clip", 0, spec_of_clip(teacher))
+    encoder = _initial_encoder(spec, "clip", "", teacher)
+    student = Student(spec, encoder, embed="clip_proj", embed_act="none", embed_dim=teacher.embed_dim)
+    student.embed_patches.weight.data.copy_(clip_projection(teacher.clip.visual))
+    return student.requires_grad_(False).eval()
+
+
 def make_student(config: StudentConfig, teacher: Teacher) -> tuple[Student, StudentConfig]:
     """Build the student and return it with its configuration, every ``auto`` resolved.
 
@@ -297,7 +310,7 @@ def _student_spec(name: str, init: str, size: int, clip_spec: EncoderSpec | None
                 "student.init=clip needs a teacher whose image tower is a plain CLIP ViT, or a timm model under one "
                 "linear layer; name a timm student, e.g. --student vit_base_patch16_224 --set student.init=imagenet."
             )
-        if name != clip_spec.name:
+        if name not in ("auto", clip_spec.name):
             raise UsageError(
                 f"student.init={init} takes the teacher's architecture, {clip_spec.name}; "
                 f"student.name={name!r} must be that or auto."
