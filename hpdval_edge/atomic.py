@@ -11,11 +11,12 @@ from pathlib import Path
 from hpdval_edge.errors import MissingDependency
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Inside, a full disk or a folder that may not be written is a MissingDependency that names ``target``."""
+    """Inside, a full disk or a place that cannot be written to is a MissingDependency that names ``target``."""
     try:
         yield
     except OSError as error:
@@ -24,10 +25,8 @@ def disk_errors(target: Path) -> Iterator[None]:
                 f"no space left to write {target}; free some disk space and run the same command again, "
                 "what was finished before is kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise MissingDependency(
-                f"{target} may not be written here ({error.strerror}); choose another folder."
-            ) from error
+        if error.errno in NO_PLACE:
+            raise MissingDependency(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
         raise
 
 

@@ -67,9 +67,11 @@ def main() -> None:
     except HpedgeError as error:
         typer.echo(f"hpedge: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("hpedge: interrupted; finished files are kept.", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        # typer turns a Ctrl-C into exit code 130 without a word.
+        if stop.__context__ and isinstance(stop.__context__.__cause__, KeyboardInterrupt):
+            typer.echo("hpedge: interrupted; finished files are kept.", err=True)
+        raise
     except BrokenPipeError:
         # The reader of our output (head, less) has left: nothing to report, and stdout must not be flushed again.
         sys.stderr.close()

@@ -52,5 +52,12 @@ def test_forbidden_folder_is_named(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(MissingDependency, match="may not be written here"):
+    with pytest.raises(MissingDependency, match="cannot be written"):
         write_file(tmp_path / "c", denied)
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    """Planted mistake: FileExistsError let through."""
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(MissingDependency, match="choose another folder"):
+        write_file(tmp_path / "c" / "d", lambda partial: None)

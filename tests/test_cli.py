@@ -198,3 +198,10 @@ def test_progress_is_silent_for_short_work(capsys):
     with progress("work", 3) as update:
         update(3, 3)
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_is_said(hpedge, monkeypatch):
+    """Planted mistake: typer's silent exit code 130."""
+    monkeypatch.setattr("hpdval_edge.infer.last_export", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, _, err = hpedge("infer", "images")
+    assert (code, err) == (130, "hpedge: interrupted; finished files are kept.\n")
