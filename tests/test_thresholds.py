@@ -116,7 +116,9 @@ def test_few_positives_draw_a_threshold_to_the_shared_one(shrinkage, monkeypatch
 
 @pytest.mark.parametrize("objective", ["f1", "precision=0.6", "recall=0.7"])
 def test_cross_fit_judges_pictures_it_did_not_see(objective):
-    """The same in loops. Planted mistakes: thresholds of all pictures, m chosen on the judged fold, the first m."""
+    """The same in loops. Planted mistakes: thresholds of all pictures, m chosen on the judged fold, the
+    first m, one view alone.
+    """
     objective = parse_objective(objective)
     scores, targets = with_rare_classes()
     folds = module.fold_numbers(scores, targets)
@@ -131,8 +133,10 @@ def test_cross_fit_judges_pictures_it_did_not_see(objective):
         report = decision_quality(*counts(predicted[m, rows], targets[rows]))
         if objective.name == "f1":
             return report["OF1"] + report["CF1"]
-        wanted, other = ("OP", "OR") if objective.name == "precision" else ("OR", "OP")
-        return min(report[wanted], 100 * objective.level), report[other]
+        wanted, other = "PR" if objective.name == "precision" else "RP"
+        level = 100 * objective.level
+        near = min(report[f"O{wanted}"], level) + min(report[f"C{wanted}"], level)
+        return near, report[f"O{other}"] + report[f"C{other}"]
 
     def best(rows):
         return max(range(len(module.SHRINKAGES)), key=lambda m: merit(m, rows))

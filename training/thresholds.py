@@ -186,9 +186,13 @@ def _preferred(counts: np.ndarray, objective: Objective) -> int:
     qualities = [decision_quality(*candidate) for candidate in counts]
     if objective.name == "f1":
         return int(np.argmax([quality["OF1"] + quality["CF1"] for quality in qualities]))
-    wanted, other = ("OP", "OR") if objective.name == "precision" else ("OR", "OP")
-    # Reaching the level comes first; from there on the other figure decides.
-    keys = [(min(quality[wanted], 100 * objective.level), quality[other]) for quality in qualities]
+    wanted, other = ("P", "R") if objective.name == "precision" else ("R", "P")
+    level = 100 * objective.level
+    # Reaching the level comes first, over all labels together and on average over classes; then the other figure.
+    keys = [
+        (sum(min(quality[view + wanted], level) for view in "OC"), sum(quality[view + other] for view in "OC"))
+        for quality in qualities
+    ]
     return keys.index(max(keys))
 
 
