@@ -116,6 +116,7 @@ def test_the_table_has_the_papers_numbers_their_notes_and_the_differences_of_pro
     assert "The paper prints no row without learnt prompts." in text
     assert "Epochs: 1 + 1, batch 16 (the paper: 20 + 10, batch 32)." in text
     assert "train.stage1.lr 0.001 (paper 1e-05)" in text
+    assert "Selection: the best epoch on validation pictures here" in text
     assert "prompt.global" not in text
     assert str(table6) not in text
 
@@ -134,6 +135,22 @@ def test_a_changed_setting_is_refused(table6, options, monkeypatch):
     with pytest.raises(UsageError, match=r"began with other settings \(kd\.weight was 1\.0, now 0\.5\)"):
         reproduce("table6", changed)
     reproduce("table6", dataclasses.replace(options, values={**options.values, "train.threads": "2"}))
+
+
+def test_a_setting_that_came_with_a_later_version_stood_at_its_default(table6, options, tiny, trained, monkeypatch):
+    """Planted mistake: a run without the key counts as begun with another value."""
+    monkeypatch.chdir(table6)
+    file = table6 / "runs" / name("table6", "none", tiny.name) / "cell.json"
+    before = file.read_text()
+    content = json.loads(before)
+    del content["settings"]["student.tune"]
+    file.write_text(json.dumps(content))
+    chosen = dataclasses.replace(options, cells=["none"], out=table6 / "later")
+    reproduce("table6", chosen)
+    with pytest.raises(UsageError, match=r"student\.tune was 'all', now 'embed'"):
+        reproduce("table6", dataclasses.replace(chosen, values={**options.values, "student.tune": "embed"}))
+    file.write_text(before)
+    assert trained == []
 
 
 def test_a_run_of_another_origin_is_refused(table6, options, tiny, monkeypatch, tmp_path):
@@ -247,6 +264,7 @@ def test_an_ablation_changes_one_thing_at_a_time_and_leaves_out_what_the_base_ha
     changed = [{key for key, value in plan.settings().items() if value != base[key]} for plan in plans if not plan.seed]
     assert changed[1] == {"loss.pos_scale"}
     assert changed[-1] == {"kd.weight", "train.ema"}
+    assert ablation(["train.mode=joint"]).cells[-1].reads == "joint"
     recommended = make_plans(experiment, [dataset], preset="recommended", values=options.values, seeds=1)
     assert "loss.pos_scale-one_plus" not in [plan.cell.name for plan in recommended]
 
@@ -275,6 +293,8 @@ def test_wrong_requests(options, tiny, tmp_path, monkeypatch):
         reproduce("table4", options)
     with pytest.raises(UsageError, match=r"loss\.name is what table3 varies"):
         reproduce("table3", dataclasses.replace(options, values={**options.values, "loss.name": "db"}))
+    with pytest.raises(UsageError, match=r"leave --set train\.mode out"):
+        reproduce("table3", dataclasses.replace(options, values={"train.mode": "joint"}))
     with pytest.raises(UsageError, match="use --seeds N"):
         reproduce("table3", dataclasses.replace(options, values={"seed": "3"}))
     with pytest.raises(UsageError, match="'bse' is no row of table3; its rows are bce, mls"):

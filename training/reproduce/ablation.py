@@ -43,4 +43,5 @@ def parse_change(text: str) -> dict[str, str]:
 
 def _cell(values: dict[str, str]) -> Cell:
     title = ", ".join(f"{key}={value}" for key, value in values.items())
-    return Cell(re.sub(r"[^A-Za-z0-9._]+", "-", title), title, values)
+    reads = "joint" if values.get("train.mode") == "joint" else "stage2"
+    return Cell(re.sub(r"[^A-Za-z0-9._]+", "-", title), title, values, reads=reads)

@@ -43,7 +43,7 @@ def _panels(experiment: Experiment, rows: Sequence[Row], datasets: Sequence[str]
             _dots(axis, experiment, part, number)
             axis.set_yticks(range(len(part)), [row.title for row in part] if axis is line[0] else [])
             axis.set_ylim(len(part) - 0.5, -0.5)
-        line[0].set_title(dataset, loc="left", fontweight="bold", pad=18)
+        line[0].set_title(dataset, loc="left", fontweight="bold")
     _legend(figure, experiment, datasets)
     return figure
 
@@ -70,7 +70,8 @@ def _dots(axis: Axes, experiment: Experiment, rows: Sequence[Row], number: str) 
 
 
 def _legend(figure: Figure, experiment: Experiment, datasets: Sequence[str]) -> None:
-    ours = mpl.lines.Line2D([], [], color=OURS, marker="o", linestyle="none", label="this code")
+    label = "mean of the pairs, with its spread over seeds" if experiment.name == "ablation" else "this code"
+    ours = mpl.lines.Line2D([], [], color=OURS, marker="o", linestyle="none", label=label)
     handles = [ours]
     if experiment.name in PAPER:
         columns = ", ".join(dict.fromkeys(PAPER_NAMES[paper_dataset(experiment.name, name)] for name in datasets))
@@ -85,31 +86,54 @@ def _sweep(experiment: Experiment, rows: Sequence[Row], datasets: Sequence[str])
     figure = Figure(figsize=(5.2 * len(datasets) + 0.6, 4), layout="constrained")
     for axis, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
         own = sorted((row for row in rows if row.dataset == dataset), key=lambda row: float(row.value))
-        for number in MEANS:
-            _curve(axis, own, number)
-        best = BEST[experiment.name.removesuffix("-eval")]
         values = [float(row.value) for row in own]
-        if values[0] <= best <= values[-1] and not experiment.notes:
-            axis.axvline(best, color=LINE, linestyle=":", linewidth=1)
-            axis.annotate("paper's best", (best, 1), xycoords=("data", "axes fraction"), color="#666666", rotation=90,
-                          xytext=(3, -4), textcoords="offset points", va="top", fontsize=8)  # fmt: skip
+        ends = {number: end for number in MEANS if (end := _curve(axis, own, number)) is not None}
+        if values[0] > 0 and values[-1] >= 8 * values[0]:
+            axis.set_xscale("log", base=2)
+            axis.minorticks_off()
+        _name_ends(axis, ends)
+        if not experiment.notes:
+            _mark_best(axis, BEST[experiment.name.removesuffix("-eval")], values)
         axis.set_xticks(values, [row.value for row in own])
         axis.set_xlabel(experiment.axis)
         axis.set_ylabel("AP in %")
         axis.set_title(dataset, loc="left", fontweight="bold")
-        axis.margins(x=0.02)
     figure.suptitle(experiment.title, x=0.01, ha="left", fontsize=12)
     return figure
 
 
-def _curve(axis: Axes, rows: Sequence[Row], number: str) -> None:
+def _curve(axis: Axes, rows: Sequence[Row], number: str) -> tuple[float, float] | None:
+    """Draw one line and return where it ends; None without numbers."""
     there = [row for row in rows if row.numbers[number] is not None]
     if not there:
-        return
+        return None
     values, means = [float(row.value) for row in there], [row.numbers[number].mean for row in there]
     errors = [row.numbers[number].std or 0.0 for row in there]
-    colour = GROUP_COLOURS[number]
-    axis.errorbar(
-        values, means, yerr=errors if any(errors) else None, color=colour, marker="o", markersize=4, capsize=3
-    )
-    axis.annotate(number, (values[-1], means[-1]), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
+    whiskers = errors if any(errors) else None
+    axis.errorbar(values, means, yerr=whiskers, color=GROUP_COLOURS[number], marker="o", markersize=4, capsize=3)
+    return values[-1], means[-1]
+
+
+def _name_ends(axis: Axes, ends: dict[str, tuple[float, float]]) -> None:
+    """Names at the lines' ends, moved up where two would overlap; a strip below the lines stays free."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.1 * (high - low), high)
+    gap, last = 0.055 * (high - low), float("-inf")
+    for number, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        last = max(y, last + gap)
+        axis.annotate(
+            number,
+            (x, y),
+            xytext=(1.02, last),
+            textcoords=axis.get_yaxis_transform(),
+            color=GROUP_COLOURS[number],
+            va="center",
+        )
+
+
+def _mark_best(axis: Axes, best: float, values: Sequence[float]) -> None:
+    if not values[0] <= best <= values[-1]:
+        return
+    axis.axvline(best, color=LINE, linestyle=":", linewidth=1)
+    where = {"xycoords": ("data", "axes fraction"), "xytext": (4, 4), "textcoords": "offset points"}
+    axis.annotate("paper's best", (best, 0), color="#666666", fontsize=8, **where)

@@ -124,6 +124,8 @@ def _config(preset: str | None, dataset: Dataset, values: Mapping[str, str], cel
 def _check_user_values(experiment: Experiment, values: Mapping[str, str]) -> None:
     if "seed" in values:
         raise UsageError("seeds are counted from 0 here; use --seeds N instead of --set seed.")
+    if "train.mode" in values:
+        raise UsageError("rows read the reports of both stages; leave --set train.mode out.")
     if experiment.name == "ablation":
         return
     varied = {key for cell in experiment.cells for key in cell.values}

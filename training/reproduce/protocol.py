@@ -16,13 +16,15 @@ PAPER_STUDENT = "vit_base_patch16_224.augreg_in1k"
 TOLD = ("preset", "seed", "data.path", "data.test", "data.val", "data.images", "data.labels", "data.format", "teacher.")
 TOLD += ("student.", "train.stage1.epochs", "train.stage2.epochs", "train.batch_size", "eval.select", "eval.bootstrap")
 TOLD += ("train.device", "train.threads", "data.cache", "export.", "infer.")
-ALWAYS = (
-    "Selection: the paper does not say which epoch it reports; the authors' logs keep the best one on the test set, "
-    "here the test set chooses nothing.",
+SCHEDULE = (
     "Schedule: the paper prints 20 + 10 epochs of batch 32; the logs whose numbers its tables repeat come from an "
-    "80-epoch schedule that was stopped at its best epoch.",
-    "Seeds: the paper names none.",
+    "80-epoch schedule that was stopped at its best epoch."
 )
+SELECTION = {
+    "last": "Selection: the last epoch here; the authors' logs keep the best one on the test set.",
+    "best_val": "Selection: the best epoch on validation pictures here, on the test set in the authors' logs.",
+    "best_test": "Selection: the best epoch ON THE TEST SPLIT, as in the authors' logs; such figures flatter.",
+}
 
 
 def differences(results: Sequence[Result], plan: Plan) -> list[str]:
@@ -35,9 +37,7 @@ def differences(results: Sequence[Result], plan: Plan) -> list[str]:
     train = config.train
     epochs = f"{train.stage1.epochs} + {train.stage2.epochs}"
     lines.append(f"Epochs: {epochs}, batch {train.batch_size} (the paper: 20 + 10, batch 32).")
-    kept = "the best on the validation split" if config.eval.select == "best_val" else "the last"
-    lines.append(f"Epoch kept here: {kept}.")
-    lines += ALWAYS
+    lines += [SCHEDULE, SELECTION[config.eval.select], "Seeds: the paper names none."]
     settings = _settings(config, plan)
     if settings:
         lines.append(f"Settings of preset {config.preset} that are not preset paper's: {'; '.join(settings)}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdval_edge.atomic import write_file
+from hpdval_edge.config import Config, as_table, flatten
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.reproduce.plans import Plan, donor
@@ -17,6 +18,7 @@ from hpdval_edge.training.train import ZERO_SHOT, TrainOptions, train
 
 CELL_FILE = "cell.json"
 METRICS = "metrics.json"
+DEFAULTS = flatten(as_table(Config()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,11 @@ def open_run(plan: Plan) -> RunFolder:
 def _refuse_changes(run: RunFolder, plan: Plan) -> None:
     if not (run.path / CELL_FILE).is_file():
         raise UsageError(f"{run.path} was not made by this command; rename or remove it.")
-    before, now = run.read_json(CELL_FILE)["settings"], plan.settings()
-    changed = [key for key in now if before.get(key) != now[key]]
+    # A key that a later version brought stood at its default before.
+    before, now = {**DEFAULTS, **run.read_json(CELL_FILE)["settings"]}, plan.settings()
+    changed = [key for key in now if before[key] != now[key]]
     if changed:
-        listed = ", ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
+        listed = ", ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in changed)
         raise UsageError(
             f"{run.path} began with other settings ({listed}); keep them, or remove the folder to run it anew."
         )
