@@ -90,13 +90,17 @@ class FuseConfig:
 
 @dataclass(frozen=True, slots=True)
 class PromptConfig:
-    """Fixed and learnable prompts (eqs 3, 6)."""
+    """Fixed and learnable prompts (eqs 3, 6).
+
+    residual: stage 1 also learns a vector for every label, added to its text embedding (not of the paper).
+    """
 
     length: int = 4
     init: Literal["gaussian", "words"] = "words"
     global_: Literal["learn", "fixed"] = "learn"
     local: Literal["learn", "fixed"] = "learn"
     period: bool = True
+    residual: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -223,3 +224,23 @@ def test_groups_come_from_the_list_as_given_and_losses_from_what_is_trained_on(
     trained = session.splits.train.class_counts
     assert torch.allclose(session.loss().inverse_counts, torch.from_numpy(1 / trained))
     assert (prepare(load_config(values=tiny_values)).class_counts == whole.class_counts).all()
+
+
+def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_banks(tiny_values, tmp_path, monkeypatch):
+    """Planted mistakes: stage 2 started without them; trained in stage 2 too; left out of the deployed banks."""
+    monkeypatch.chdir(tmp_path)
+    values = {**tiny_values, "prompt.residual": "true", "eval.select": "last"}
+    run = train(load_config(values=values), TrainOptions(name="whole"), {})
+    stage1, last = (load_file(run.weights(which)) for which in ("stage1", "last"))
+    for view in ("text_global", "text_local"):
+        assert np.abs(stage1[f"residuals.{view}"]).max() > 1e-4
+        assert (last[f"residuals.{view}"] == stage1[f"residuals.{view}"]).all()
+    fixed = stage1["text_global"] - stage1["residuals.text_global"]
+    assert np.allclose(fixed, stage1["text_local"] - stage1["residuals.text_local"], atol=1e-6)
+    # Contexts of words start at the fixed prompts and hardly move in 2 epochs.
+    assert np.allclose(last["text_global"], fixed + last["residuals.text_global"], atol=0.05)
+    assert not np.allclose(last["text_global"], fixed, atol=1e-4)
+    with pytest.raises(Interrupted):
+        train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
+    parts = train(None, TrainOptions(name="parts", resume=True), {})
+    assert same(weights_of(run), weights_of(parts))

@@ -136,7 +136,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def make_model(config: Config, student: Student, fixed: Tensor) -> DualView:
     """DualView of stage 1: both banks are the fixed prompts' embeddings P^H [C, E]."""
     scale = None if config.sim.logit_scale == "learn" else float(config.sim.logit_scale)
-    return DualView(
+    model = DualView(
         student,
         fixed,
         fixed,
@@ -145,6 +145,9 @@ def make_model(config: Config, student: Student, fixed: Tensor) -> DualView:
         kind=config.sim.kind,
         logit_scale=scale,
     )
+    if config.prompt.residual:
+        model.attach_residuals()
+    return model
 
 
 def save_weights(
@@ -158,15 +161,17 @@ def save_weights(
 ) -> None:
     """Write one safetensors file that is enough to evaluate or export: no teacher, no config needed beside it.
 
-    Tensors: ``student.*``, ``text_global`` and ``text_local`` [C, E], ``log_scale``, and the contexts
-    ``prompts.global_context`` / ``prompts.local_context`` [M, W] where they exist.
+    Tensors: ``student.*``, ``text_global`` and ``text_local`` [C, E] with all that was learnt in them, ``log_scale``,
+    and, where they exist, the contexts ``prompts.global_context`` / ``prompts.local_context`` [M, W] and the labels'
+    ``residuals.text_global`` / ``residuals.text_local`` [C, E].
     """
     with torch.no_grad():
         banks = model.banks()
     tensors = {f"student.{name}": value for name, value in model.student.state_dict().items()}
     tensors |= {"text_global": banks[0], "text_local": banks[1], "log_scale": model.log_scale}
-    if model.prompts is not None:
-        tensors |= {f"prompts.{name}": value for name, value in model.prompts.named_parameters()}
+    for part in ("prompts", "residuals"):
+        if module := getattr(model, part):
+            tensors |= {f"{part}.{name}": value for name, value in module.named_parameters()}
     metadata = {
         "labels": json.dumps(list(labels)),
         "class_counts": json.dumps([int(count) for count in class_counts]),
@@ -222,6 +227,17 @@ def load_model(path: Path) -> tuple[DualView, tuple[str, ...], dict[str, str]]:
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise BadData(f"{path} was not written by this version of hpedge: {error}.") from error
     return model.eval(), labels, metadata
+
+
+@torch.no_grad()
+def restore_trained(model: DualView, tensors: Mapping[str, Tensor]) -> None:
+    """Put what training changes from a weights file into a model that goes on; RuntimeError names what does not fit."""
+    load_student(model.student, tensors)
+    model.log_scale.copy_(tensors["log_scale"])
+    for part in ("prompts", "residuals"):
+        if module := getattr(model, part):
+            for name, value in module.named_parameters():
+                value.copy_(tensors[f"{part}.{name}"])
 
 
 def load_student(student: Student, tensors: Mapping[str, Tensor]) -> None:

@@ -123,7 +123,8 @@ class StageTrainer:
         return TokenSource(student, store, options)
 
     def _freeze(self) -> None:
-        self.model.student.requires_grad_(self.stage.trains_student)
+        for value in (*self.model.student.parameters(), *self.model.residual_parameters()):
+            value.requires_grad_(self.stage.trains_student)
         if self.config.student.tune == "embed":
             self.model.student.encoder.requires_grad_(False)
         learnt_scale = self.config.sim.logit_scale == "learn"

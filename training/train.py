@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hpdval_edge.atomic import new_folder, write_text
 from hpdval_edge.config import Config, override
@@ -17,7 +16,7 @@ from hpdval_edge.progress import progress, say
 from hpdval_edge.training import model_card
 from hpdval_edge.training.evaluate import report
 from hpdval_edge.training.metrics import GROUPS
-from hpdval_edge.training.model import load_student, read_weights, save_weights
+from hpdval_edge.training.model import read_weights, restore_trained, save_weights
 from hpdval_edge.training.run_folder import RunFolder, create_run, find_run
 from hpdval_edge.training.session import Session, prepare, warm_up
 from hpdval_edge.training.stages import StageTrainer, plan_stages
@@ -172,9 +171,7 @@ def _load_stage1(session: Session, run: RunFolder) -> None:
     path = run.weights("stage1")
     if not path.is_file():
         raise UsageError(f"{run.path} has no finished stage 1; run `hpedge train --resume --name {run.name}` first.")
-    tensors, _ = read_weights(path)
-    load_student(session.model.student, tensors)
-    session.model.log_scale.data.copy_(tensors["log_scale"])
+    restore_trained(session.model, read_weights(path)[0])
 
 
 def _train_stage(session: Session, trainer: StageTrainer, run: RunFolder, stop: StopRequest, budget: list) -> None:
@@ -235,12 +232,7 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
     chosen = run.weights(selected_weights(session.config))
     tensors, metadata = read_weights(chosen)
     model = session.model
-    load_student(model.student, tensors)
-    with torch.no_grad():
-        model.log_scale.copy_(tensors["log_scale"])
-        if model.prompts is not None:
-            model.prompts.global_context.copy_(tensors["prompts.global_context"])
-            model.prompts.local_context.copy_(tensors["prompts.local_context"])
+    restore_trained(model, tensors)
     model.eval()
     thresholds, fitted = fit_thresholds(trainer.scores("val"), session.splits.val.targets)
     split, data = session.evaluation_split()
