@@ -227,9 +227,9 @@ def test_groups_come_from_the_list_as_given_and_losses_from_what_is_trained_on(
 
 
 def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_banks(tiny_values, tmp_path, monkeypatch):
-    """Planted mistakes: stage 2 started without them; trained in stage 2 too; left out of the deployed banks."""
+    """Planted mistakes: stage 2 started without them; left out of the deployed banks."""
     monkeypatch.chdir(tmp_path)
-    values = {**tiny_values, "prompt.residual": "true", "eval.select": "last"}
+    values = {**tiny_values, "prompt.residual": "true", "eval.select": "last", "train.stage2.lr": "1e-6"}
     run = train(load_config(values=values), TrainOptions(name="whole"), {})
     stage1, last = (load_file(run.weights(which)) for which in ("stage1", "last"))
     for view in ("text_global", "text_local"):
@@ -237,9 +237,9 @@ def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_ban
         assert (last[f"residuals.{view}"] == stage1[f"residuals.{view}"]).all()
     fixed = stage1["text_global"] - stage1["residuals.text_global"]
     assert np.allclose(fixed, stage1["text_local"] - stage1["residuals.text_local"], atol=1e-6)
-    # Contexts of words start at the fixed prompts and hardly move in 2 epochs.
-    assert np.allclose(last["text_global"], fixed + last["residuals.text_global"], atol=0.05)
-    assert not np.allclose(last["text_global"], fixed, atol=1e-4)
+    # Contexts of words start at the fixed prompts and do not move at this rate.
+    assert np.allclose(last["text_global"], fixed + last["residuals.text_global"], atol=1e-3)
+    assert not np.allclose(last["text_global"], fixed, atol=2e-3)
     with pytest.raises(Interrupted):
         train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
     parts = train(None, TrainOptions(name="parts", resume=True), {})
