@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from hpdval_edge import Predictor, cli, load_bundle
 from hpdval_edge.bundle import Calibration, sha256
 from hpdval_edge.training.calibration import calibration_quality, fit_calibration, fit_entry
 from hpdval_edge.training.dataset import LabelledImages
+from hpdval_edge.training.evaluate import report, score_store
+from hpdval_edge.training.metrics import calibration_error
 from hpdval_edge.training.thresholds import F1, Objective, fit
 
 
@@ -122,6 +125,54 @@ def test_labels_below_the_level_are_named_with_what_they_reach(name, tmp_path):
     assert "label 4" in [row["label"] for row in entry["short"]]
     plain = fit_entry(scores, labelled(targets, tmp_path), logit_scale=20.0, objective=F1, precision="fp32")
     assert plain["short"] == []
+
+
+def test_reports_take_probabilities_from_raw_scores(tmp_path):
+    """Planted mistakes: probabilities of softmaxed scores, of the uncalibrated sigmoid where there is a calibration."""
+    scores, targets, truth = example(images=90)
+    data = labelled(targets, tmp_path)
+    for post in ("none", "softmax"):
+        found = report(scores, data, data.class_counts, post=post, logit_scale=20.0, calibration=truth)["ECE"]
+        assert found == pytest.approx(calibration_error(truth.probabilities(scores), targets))
+    plain = report(scores, data, data.class_counts, logit_scale=20.0)["ECE"]
+    assert plain == pytest.approx(calibration_error(Calibration(20.0).probabilities(scores), targets))
+    assert "ECE" not in report(scores, data, data.class_counts)
+
+
+class Store:
+    """Pictures of one number each: their row."""
+
+    def __len__(self):
+        return 3000
+
+    def __getitem__(self, rows):
+        return rows
+
+
+def test_scores_are_held_once(tmp_path, monkeypatch):
+    """Planted mistakes: the parts and their concatenation together, float64 probabilities of all images."""
+    monkeypatch.setattr("hpdval_edge.training.average_precision.PAIRS", 1 << 14)
+    noise = np.random.default_rng(0).standard_normal(400, dtype=np.float32)
+
+    def scorer(rows):
+        return np.sin(rows.astype(np.float32)[:, None] + noise)
+
+    targets = scorer(np.arange(3000)) > 0.9
+    tracemalloc.start()
+    try:
+        scores = score_store(scorer, Store(), batch=70)
+        alone = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        data = labelled(targets, tmp_path)
+        report(scores, data, data.class_counts, thresholds=np.zeros(400, np.float32), logit_scale=5.0)
+        reported = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(scores, scorer(np.arange(3000)))
+    assert scores.dtype == np.float32
+    assert alone < 1.3 * scores.nbytes
+    # The targets as uint8 are a quarter; float64 probabilities alone would be twice the scores.
+    assert reported < 2 * scores.nbytes
 
 
 @pytest.fixture
