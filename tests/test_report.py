@@ -16,7 +16,7 @@ from PIL import Image
 
 from hpdval_edge import cli
 from hpdval_edge.config import load_config
-from hpdval_edge.errors import UsageError
+from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.average_precision import average_precision
 from hpdval_edge.training.metrics import multilabel_report
 from hpdval_edge.training.report import build_report, write, write_report
@@ -218,6 +218,9 @@ def test_weights_of_the_reported_stage_are_taken(own_work):
     facts = read_facts(own_work)
     assert facts.stage == "stage1"
     assert facts.weights.name == "stage1.safetensors"
+    own_work.write_json("metrics.json", {**reports, "stage1": {**reports["stage1"], "mAP": None}})
+    with pytest.raises(BadData, match="none of the test pictures has a label"):
+        read_facts(own_work)
     del reports["stage1"]
     own_work.write_json("metrics.json", reports)
     with pytest.raises(UsageError, match="has no finished stage to report on; go on with `hpedge train --resume"):

@@ -12,7 +12,7 @@ DRAWN_POINTS = 300
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at every distinct score, from the highest down; equal scores are one threshold.
+    """Recall and precision wherever recall rises, from the highest score down; equal scores are one threshold.
 
     Args:
         scores: [n] float. positive: [n] bool with at least one True.
@@ -26,9 +26,9 @@ def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarr
     ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
     hits = np.cumsum(positive[order])[ends]
     recall, precision = hits / hits[-1], hits / (ends + 1)
-    # Before the first positive recall stays 0; behind the last one precision only falls.
-    first, last = (int(np.searchsorted(hits, count)) for count in (1, hits[-1]))
-    shown = np.unique(np.linspace(first, last, min(last - first + 1, DRAWN_POINTS)).round().astype(int))
+    # Where recall rises; between those points precision only falls. Long curves keep points evenly spaced in recall.
+    counts = np.linspace(1, hits[-1], min(int(hits[-1]), DRAWN_POINTS)).round()
+    shown = np.unique(np.searchsorted(hits, counts))
     return recall[shown], precision[shown]
 
 

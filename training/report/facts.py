@@ -67,6 +67,10 @@ def read_facts(run: RunFolder) -> RunFacts:
             f"{run.path} has no finished stage to report on; go on with `hpedge train --resume --name {run.name}`."
         )
     stage = finished[-1]
+    if reports[stage]["mAP"] is None:
+        raise BadData(
+            f"{run.path}: none of the {reports[stage]['split']} pictures has a label, there is nothing to show."
+        )
     weights, metadata = _measured_weights(run, stage, int(reports[stage]["epoch"]))
     return RunFacts(
         run=run,
