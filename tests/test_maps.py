@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hpdval_edge import cli
 from hpdval_edge.errors import UsageError
 from hpdval_edge.images import open_rgb, resize_squash
 from hpdval_edge.training.maps import find_label, global_effect, load_viewers, look, slug
 from hpdval_edge.training.maps_panel import COLUMN, MARGIN, draw_panel
-from hpdval_edge.training.model import load_model
+from hpdval_edge.training.model import load_model, read_weights
 from hpdval_edge.training.run_folder import RunFolder
 from hpdval_edge.training.student import EncoderSpec, Student, build_encoder
 from hpdval_edge.training.teacher import load_teacher
@@ -111,8 +112,14 @@ def test_the_local_view_is_the_models_own(run, picture):
     assert maps.local.shape == maps.effect.shape == (4, 4)
 
 
-def test_plain_clip_is_the_teacher_untouched(run, picture, tiny_values):
-    """Its class token's cosine is CLIP's own zero-shot score. Planted mistake: the run's learnt prompts."""
+def test_plain_clip_is_the_teacher_untouched(run, picture, tiny_values, tmp_path):
+    """Its class token's cosine is CLIP's own zero-shot score. Planted mistake: the run's weights once more."""
+    run = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    for path in (run.path / "weights").iterdir():
+        tensors, metadata = read_weights(path)
+        # Training may have kept the teacher's own weights; these are certainly others.
+        tensors["text_global"] = -tensors["text_global"]
+        save_file(tensors, path, metadata=metadata)
     viewers = load_viewers(run, "bright square")
     maps = look(viewers.clip, picture, viewers.column, viewers.device)
     teacher = load_teacher(tiny_values["teacher.spec"], viewers.device)
