@@ -240,19 +240,20 @@ def test_a_run_without_test_split_or_teacher_report_says_so(own_work, undrawn):
 
 
 def test_sentences_follow_the_figures(work, monkeypatch):
-    """Planted mistakes: "added" for a loss; "do not overlap" for intervals that do."""
+    """Planted mistakes: "above" for a loss; "do not overlap" for intervals that do."""
     monkeypatch.chdir(work)
     facts = read_facts(RunFolder(Path("runs/tiny")))
     reports = json.loads(json.dumps(facts.reports))
     reports[ZERO_SHOT] |= {"mAP": 60.0, "interval": {"mAP": [58.0, 62.0]}}
     reports["stage1"]["mAP"] = 49.0
-    reports["stage2"] |= {"mAP": 50.0, "interval": {"mAP": [48.0, 52.0]}}
+    reports["stage2"] |= {"epoch": 0, "mAP": 50.0, "interval": {"mAP": [48.0, 52.0]}}
     text = " ".join(meaning(replace(facts, reports=reports), None, None))
-    assert "reaches 60.0; training lost 10.0; their 95 % intervals do not overlap." in text
+    assert "reaches 60.0; this run is 10.0 below that; their 95 % intervals do not overlap." in text
     assert "Learning the prompts (stage 2) added 1.0" in text
+    assert "In stage2 no epoch raised the validation mAP" in text
     reports["stage2"] |= {"mAP": 61.0, "interval": {"mAP": [59.0, 63.0]}}
     text = " ".join(meaning(replace(facts, reports=reports), None, None))
-    assert "training added 1.0; their 95 % intervals overlap." in text
+    assert "this run is 1.0 above that; their 95 % intervals overlap." in text
 
 
 def test_the_area_under_the_curve_is_the_ap():

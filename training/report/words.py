@@ -45,7 +45,13 @@ def teacher_name(config: Config) -> str:
 
 def meaning(facts: RunFacts, decisions: Decisions | None, calibration: Reliability | None) -> list[str]:
     """Sentences about the last stage's report; those that need scores are left out where there are none."""
-    sentences = [_overall(facts), *_against_teacher(facts), *_against_stage1(facts), *_groups(facts)]
+    sentences = [
+        _overall(facts),
+        *_against_teacher(facts),
+        *_against_stage1(facts),
+        *_kept_starts(facts),
+        *_groups(facts),
+    ]
     if decisions is not None:
         sentences.append(_decisions(facts, decisions))
     if calibration is not None:
@@ -84,8 +90,8 @@ def _against_teacher(facts: RunFacts) -> list[str]:
 
 def _change(difference: float) -> str:
     if abs(difference) < SAME:
-        return "training changed that by less than 0.1"
-    return f"training {'added' if difference > 0 else 'lost'} {abs(difference):.1f}"
+        return "this run is within 0.1 of that"
+    return f"this run is {abs(difference):.1f} {'above' if difference > 0 else 'below'} that"
 
 
 def _against_stage1(facts: RunFacts) -> list[str]:
@@ -95,6 +101,15 @@ def _against_stage1(facts: RunFacts) -> list[str]:
     if abs(difference) < SAME:
         return ["Learning the prompts (stage 2) left mAP where stage 1 had brought it."]
     return [f"Learning the prompts (stage 2) {'added' if difference > 0 else 'cost'} {abs(difference):.1f} of that."]
+
+
+def _kept_starts(facts: RunFacts) -> list[str]:
+    """Stages that changed nothing: their best validation mAP came before the first step."""
+    return [
+        f"In {name} no epoch raised the validation mAP, so what it started from was kept."
+        for name, report in facts.reports.items()
+        if name != ZERO_SHOT and report["epoch"] == 0
+    ]
 
 
 def _groups(facts: RunFacts) -> list[str]:
