@@ -355,6 +355,12 @@ def test_an_interrupted_command_says_how_to_go_on(hpedge, tiny, options, monkeyp
     assert err.splitlines()[-1] == "interrupted; finished cells are kept, go on with the same command"
 
 
+def test_an_empty_list_of_cells_is_not_all_of_them(hpedge):
+    code, _, err = hpedge("reproduce", "table3", "--cells", ",")
+    assert code == 2
+    assert "names no row" in err
+
+
 @pytest.mark.parametrize("verb", ["reproduce", "sweep"])
 def test_the_verbs_show_examples(hpedge, verb):
     code, out, _ = hpedge(verb, "--help")

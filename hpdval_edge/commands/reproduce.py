@@ -9,6 +9,7 @@ import typer
 
 from hpdval_edge.commands.extras import import_from
 from hpdval_edge.commands.options import Json, Set
+from hpdval_edge.errors import UsageError
 
 Data = Annotated[
     list[str] | None,
@@ -71,12 +72,15 @@ def experiment_options(
     from hpdval_edge.commands.train import chosen_values
     from hpdval_edge.config import parse_assignments
 
+    names = [name.strip() for name in (cells or "").split(",") if name.strip()]
+    if cells is not None and not names:
+        raise UsageError(f"--cells {cells!r} names no row; give names such as bce,dbstar or leave it out.")
     return module.Options(
         data=data or (),
         preset=preset,
         values={**chosen_values({"data.path": None}, teacher, student), **parse_assignments(set_ or ())},
         seeds=seeds,
-        cells=[name.strip() for name in cells.split(",") if name.strip()] if cells else (),
+        cells=names,
         changes=change or (),
         out=out,
     )
