@@ -164,11 +164,15 @@ class TrainSection:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """What is reported, and which epoch is kept: ``best_test`` is the authors' choice, and every report says so."""
+    """What is reported, and which epoch is kept: ``best_test`` is the authors' choice, and every report says so.
+
+    report: end a run with report.html and plots/.
+    """
 
     post: Literal["none", "softmax", "l2class"] = "none"
     select: Literal["last", "best_val", "best_test"] = "best_val"
     bootstrap: int = 1000
+    report: bool = True
 
 
 @dataclass(frozen=True, slots=True)

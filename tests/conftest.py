@@ -77,6 +77,7 @@ def tiny_values(tiny) -> dict[str, str]:
         "train.stage1.lr": "1e-3",
         "train.stage2.epochs": "2",
         "eval.bootstrap": "20",
+        "eval.report": "false",
         "train.threads": "1",
     }
 

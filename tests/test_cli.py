@@ -16,6 +16,11 @@ from hpdval_edge.infer import overlay_names
 from hpdval_edge.overlay import draw_overlay, heat_map
 from hpdval_edge.predictor import Prediction
 
+VERBS = (
+    *("train", "eval", "export", "infer", "calibrate", "data", "report", "maps"),
+    *("reproduce", "sweep", "complexity"),
+)
+
 
 @pytest.fixture
 def hpedge(monkeypatch, capsys, tiny_run, tiny_bundle, tmp_path_factory):
@@ -43,11 +48,11 @@ def test_help_is_instant_and_imports_no_torch():
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     done = subprocess.run([sys.executable, "-m", "hpdval_edge", "--help"], capture_output=True, text=True, check=True)
-    for verb in ("train", "eval", "export", "infer"):
+    for verb in VERBS:
         assert f"\n  {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "export", "infer"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "data"])
 def test_every_verb_shows_examples(hpedge, verb):
     code, out, _ = hpedge(verb, "--help")
     assert code == 0

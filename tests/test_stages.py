@@ -220,7 +220,7 @@ def test_validation_looks_between_start_and_end(session):
     one_step(trainer)
     end = snapshot(session.model)
     name = trainer.trained[0]
-    assert trainer.shares == (1.0, 0.75, 0.5, 0.25)
+    assert trainer.shares == (1.0, 0.75, 0.5)
     for share in trainer.shares:
         with trainer.evaluating(share):
             assert not session.model.training

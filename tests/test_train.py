@@ -226,6 +226,14 @@ def test_groups_come_from_the_list_as_given_and_losses_from_what_is_trained_on(
     assert (prepare(load_config(values=tiny_values)).class_counts == whole.class_counts).all()
 
 
+def test_a_run_ends_with_its_report(tiny_values, tmp_path, monkeypatch):
+    """Planted mistake: no call."""
+    monkeypatch.chdir(tmp_path)
+    run = train(load_config(values={**tiny_values, "eval.report": "true"}), TrainOptions(name="reported"), {})
+    assert "reported" in (run.path / "report.html").read_text(encoding="utf-8")
+    assert any((run.path / "plots").iterdir())
+
+
 def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_banks(tiny_values, tmp_path, monkeypatch):
     """Planted mistakes: stage 2 started without them; left out of the deployed banks."""
     monkeypatch.chdir(tmp_path)

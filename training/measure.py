@@ -15,6 +15,7 @@ from hpdval_edge.training.dataset import LabelledImages
 from hpdval_edge.training.evaluate import Scorer, engine_scorer, model_scorer, report, score_pictures
 from hpdval_edge.training.model import load_model
 from hpdval_edge.training.precision import choose_device
+from hpdval_edge.training.protocols.longtail import protocol_values, split_argument
 from hpdval_edge.training.readers import load_splits
 from hpdval_edge.training.readers_layout import file_layout
 from hpdval_edge.training.run_folder import RunFolder, find_run
@@ -109,8 +110,10 @@ def run_subject(run: RunFolder) -> Subject:
 def _pictures(
     run: RunFolder | None, data: str | None, images: str | None, labels: tuple[str, ...]
 ) -> tuple[str, LabelledImages]:
-    if data is None or data == DEMO:
-        splits = load_data(run.config() if data is None else load_config(values={"data.path": DEMO}))
+    protocol = split_argument(data or "")
+    values = protocol_values(*protocol) if protocol else {"data.path": DEMO}
+    if data in (None, DEMO) or protocol:
+        splits = load_data(run.config() if data is None else load_config(values=values))
         name = "test" if splits.test is not None else "val"
         pictures = getattr(splits, name)
         if pictures.labels != labels:

@@ -37,8 +37,8 @@ def write(path: Path, session: Session, reports: Mapping[str, Mapping[str, Any]]
         "```",
         "",
         "Head, medium and tail are labels with at least 100, 20 to 99 and fewer than 20 training positives. Scores are "
-        "cosines; sigmoid(logit_scale * score) is no calibrated probability. The epoch and the thresholds were chosen "
-        "on the validation split.",
+        "cosines; thresholds.json holds the temperature and the bias that make probabilities of them. Epoch, "
+        "thresholds, temperature and bias were chosen on the validation split.",
         "",
         "## Labels",
         "",

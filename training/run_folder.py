@@ -24,6 +24,8 @@ from hpdval_edge.training.stages import Cursor
 RUNS = Path("runs")
 LAST = RUNS / "last"
 CACHE = RUNS / ".cache"
+# The teacher's row among the stages of metrics.json.
+ZERO_SHOT = "teacher zero-shot"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -19,7 +19,7 @@ from hpdval_edge.training.schedule import learning_rate_factor
 from hpdval_edge.training.student import Student
 from hpdval_edge.training.token_source import BATCH, TokenOptions, Tokens, TokenSource
 
-SHARES = (1.0, 0.75, 0.5, 0.25)
+SHARES = (1.0, 0.75, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ class StageTrainer:
         self.cursor = Cursor(stage.name)
         self.seed = config.seed * 10 + stage.number
         self._freeze()
-        learns = config.student.tune if stage.trains_student else "nothing"
+        # Stage 2 of a student with a frozen encoder reads what stage 1 kept of that encoder.
+        learns = config.student.tune if stage.trains_student or config.student.tune == "embed" else "nothing"
         as_trained = (config.data.aug, config.train.amp)
         # Scores are float32 whatever training uses.
         self.tokens = {

@@ -39,7 +39,7 @@ class Tokens:
 class TokenOptions:
     """How a run turns pictures into tokens.
 
-    learns: "all", "embed" (the embedding layer alone) or "nothing". cache: folder where an encoder's tokens are kept
+    learns: "all", at most "embed" (the embedding layer), or "nothing". cache: folder where an encoder's tokens are kept
     for other runs with the same encoder; None keeps them in memory only.
     """
 

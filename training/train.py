@@ -1,5 +1,7 @@
 """``hpedge train``: run the stages of a configuration, select, report, keep everything resumable."""
 
+import csv
+import io
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from hpdval_edge.atomic import new_folder, write_text
+from hpdval_edge.bundle import THRESHOLDS, read_calibration
 from hpdval_edge.config import Config, override
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training import model_card
+from hpdval_edge.training.calibration import fit_entry
 from hpdval_edge.training.evaluate import report
 from hpdval_edge.training.metrics import GROUPS
 from hpdval_edge.training.model import read_weights, restore_trained, save_weights
-from hpdval_edge.training.run_folder import RunFolder, create_run, find_run
+from hpdval_edge.training.report.write import write_report
+from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder, create_run, find_run
 from hpdval_edge.training.session import Session, prepare, warm_up
 from hpdval_edge.training.stages import StageTrainer, plan_stages
-from hpdval_edge.training.thresholds import fit_thresholds
+from hpdval_edge.training.thresholds import F1
 
-ZERO_SHOT = "teacher zero-shot"
 GOLDEN_PICTURES = 16
 EXAMPLE_PICTURES = 12
 EXAMPLES = Path("images")
@@ -96,6 +100,8 @@ def train(config: Config | None, options: TrainOptions, values: dict[str, str]) 
         _run_stages(session, run, options, stop)
     if session.config.data.path == DEMO:
         _leave_examples(session)
+    if session.config.eval.report:
+        say(f"report: {write_report(run)}")
     return run
 
 
@@ -234,25 +240,23 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
     model = session.model
     restore_trained(model, tensors)
     model.eval()
-    thresholds, fitted = fit_thresholds(trainer.scores("val"), session.splits.val.targets)
+    scale = float(model.logit_scale)
+    entry = fit_entry(trainer.scores("val"), session.splits.val, logit_scale=scale, objective=F1, precision="fp32")
     split, data = session.evaluation_split()
     result = report(
         trainer.scores(split),
         data,
         session.class_counts,
         post=session.config.eval.post,
-        thresholds=thresholds,
-        logit_scale=float(model.logit_scale),
+        thresholds=np.array(entry["values"], np.float32),
+        calibration=read_calibration(entry, scale),
         bootstrap=session.config.eval.bootstrap,
         seed=session.config.seed,
     )
     selection = session.config.eval.select
     reports[trainer.stage.name] = {"split": split, "epoch": int(metadata["epoch"]), "select": selection, **result}
     run.write_json("metrics.json", reports)
-    run.write_json(
-        "thresholds.json",
-        {"fp32": {"values": thresholds.tolist(), "fitted": fitted.tolist(), "labels": list(session.labels)}},
-    )
+    run.write_json(THRESHOLDS, {"fp32": entry})
     _write_per_class(session, run, result)
     model_card.write(run.path / "MODEL_CARD.md", session, reports)
     if trainer.stage.name == "stage1":
@@ -288,8 +292,9 @@ def _report_zero_shot(session: Session, run: RunFolder, reports: dict) -> None:
 
 def _write_per_class(session: Session, run: RunFolder, result: dict) -> None:
     """per_class.csv: label, training positives, AP in percent (empty where the split has no positive)."""
-    lines = ["label,train_positives,ap"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "train_positives", "ap"])
     for label, count, ap in zip(session.labels, session.class_counts.tolist(), result["per_class"], strict=True):
-        quoted = f'"{label}"' if "," in label else label
-        lines.append(f"{quoted},{count},{'' if ap is None else f'{ap:.4f}'}")
-    write_text(run.path / "per_class.csv", "\n".join(lines) + "\n")
+        writer.writerow([label, count, "" if ap is None else f"{ap:.4f}"])
+    write_text(run.path / "per_class.csv", text.getvalue())

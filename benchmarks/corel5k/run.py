@@ -17,9 +17,9 @@ import torch
 from bce import train_bce
 
 from hpdval_edge.config import Config, load_config
-from hpdval_edge.training.run_folder import RUNS
+from hpdval_edge.training.run_folder import RUNS, ZERO_SHOT
 from hpdval_edge.training.session import prepare
-from hpdval_edge.training.train import ZERO_SHOT, TrainOptions, train
+from hpdval_edge.training.train import TrainOptions, train
 
 GROUPS = ("mAP", "head", "medium", "tail")
 METHODS = ("bce", "paper", "recommended")

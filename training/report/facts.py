@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from hpdval_edge.config import Config
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.metrics import class_groups
-from hpdval_edge.training.run_folder import RunFolder
+from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder
 
 # Key of metrics.json; training/train.py writes it and will import this package, so it is not imported from there.
-ZERO_SHOT = "teacher zero-shot"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from hpdval_edge.training.report.chart import (
     short,
 )
 from hpdval_edge.training.report.curves import Reliability, precision_recall
-from hpdval_edge.training.report.facts import ZERO_SHOT, RunFacts
+from hpdval_edge.training.report.facts import RunFacts
+from hpdval_edge.training.run_folder import ZERO_SHOT
 
 STAGES = {
     ZERO_SHOT: ("teacher, zero-shot", "#8b95a3", "D"),

@@ -15,9 +15,10 @@ from hpdval_edge.training.dataset import Splits
 from hpdval_edge.training.report.chart import GROUP_COLOURS, Chart
 from hpdval_edge.training.report.curves import Decisions, Reliability
 from hpdval_edge.training.report.differences import differences
-from hpdval_edge.training.report.facts import ZERO_SHOT, RunFacts
+from hpdval_edge.training.report.facts import RunFacts
 from hpdval_edge.training.report.pictures import Card
 from hpdval_edge.training.report.words import data_name, meaning, number, teacher_name
+from hpdval_edge.training.run_folder import ZERO_SHOT
 
 ASSETS = files("hpdval_edge.training") / "assets"
 STAGE_TITLES = {ZERO_SHOT: "Teacher, zero-shot", "stage1": "Stage 1", "stage2": "Stage 2", "joint": "Joint"}

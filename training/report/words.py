@@ -7,7 +7,8 @@ import numpy as np
 from hpdval_edge.config import Config
 from hpdval_edge.presets import DEMO
 from hpdval_edge.training.report.curves import Decisions, Reliability
-from hpdval_edge.training.report.facts import ZERO_SHOT, RunFacts
+from hpdval_edge.training.report.facts import RunFacts
+from hpdval_edge.training.run_folder import ZERO_SHOT
 
 GROUP_MEANS = {
     "head": "with 100 training pictures or more",

@@ -42,7 +42,7 @@ def _panels(experiment: Experiment, rows: Sequence[Row], datasets: Sequence[str]
         for axis, number in zip(line, shown, strict=True):
             _dots(axis, experiment, part, number)
             axis.set_yticks(range(len(part)), [row.title for row in part] if axis is line[0] else [])
-            axis.set_ylim(len(part) - 0.5, -0.5)
+            axis.set_ylim(max(len(part), 1) - 0.5, -0.5)
         line[0].set_title(dataset, loc="left", fontweight="bold")
     _legend(figure, experiment, datasets)
     return figure

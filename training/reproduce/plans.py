@@ -17,7 +17,7 @@ DEMO_NAME = "scenes-lt"
 # Stage 1 does not read these: cells that differ in nothing else share its weights.
 STAGE2_KEYS = ("prompt.length", "prompt.init", "prompt.global", "prompt.local", "sc.", "train.stage2.")
 # Where something runs, not what comes out.
-FREE_KEYS = ("train.device", "train.threads", "data.cache", "export.", "infer.")
+FREE_KEYS = ("train.device", "train.threads", "data.cache", "eval.report", "export.", "infer.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.reproduce.plans import Plan, donor
 from hpdval_edge.training.reproduce.scoring import sweep_reports, zero_shot_report
-from hpdval_edge.training.run_folder import RUNS, RunFolder, create_run
-from hpdval_edge.training.train import ZERO_SHOT, TrainOptions, train
+from hpdval_edge.training.run_folder import RUNS, ZERO_SHOT, RunFolder, create_run
+from hpdval_edge.training.train import TrainOptions, train
 
 CELL_FILE = "cell.json"
 METRICS = "metrics.json"
