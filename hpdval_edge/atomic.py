@@ -54,23 +54,31 @@ def write_text(target: Path, text: str) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that takes ``target``'s place when the block ends well.
 
-    An older ``target`` is moved aside first and removed last, so a killed process leaves the old or the new one, and at
-    worst a hidden ``.partial`` sibling, which the next call removes.
+    An older ``target`` is moved aside first and removed last. A process killed in between leaves it under a hidden name,
+    and ``put_back`` finds it there; other ``.partial`` siblings are removed by the next call.
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        put_back(target)
         for stale in target.parent.glob(f".{target.name}.*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
         partial.chmod(0o755)
+        old = partial.with_suffix(".old.partial")
         try:
             yield partial
             if target.exists():
-                old = partial.with_suffix(".old.partial")
                 target.rename(old)
-                partial.rename(target)
-                shutil.rmtree(old)
-            else:
-                partial.rename(target)
+            partial.rename(target)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            # Also what ends between the two renames, such as Ctrl-C, leaves the old folder.
+            put_back(target)
+            for folder in (old, partial):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_back(target: Path) -> None:
+    """Rename what a killed ``new_folder`` had moved aside to ``target`` again, where no new one took its place."""
+    for old in target.parent.glob(f".{target.name}.*.old.partial"):
+        if not target.exists():
+            old.rename(target)

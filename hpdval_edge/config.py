@@ -5,6 +5,7 @@ set needs, ``hpedge.toml`` in the working folder, options and ``--set`` of the c
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -320,19 +321,21 @@ def load_config(
     """
     project_values = read_toml(project) if project and project.is_file() else {}
     values = dict(values or {})
-    chosen = preset or values.pop("preset", None) or project_values.pop("preset", "recommended")
+    # A preset in either place names one only: left there, it would overwrite the name without its settings.
+    named, projects = values.pop("preset", None), project_values.pop("preset", None)
+    chosen = preset or named or projects or "recommended"
     if chosen not in PRESETS:
         raise UsageError(f"preset {chosen!r} is not one of {', '.join(PRESETS)}.")
-    project_values.pop("preset", None)
     config = override(Config(preset=chosen), PRESETS[chosen])
     requested = override(override(config, project_values), values)
     if requested.data.path == DEMO:
         config = override(config, demo_overrides(chosen, [*project_values, *values]))
         requested = override(override(config, project_values), values)
-    return _validate(requested)
+    return validate(requested)
 
 
-def _validate(config: Config) -> Config:
+def validate(config: Config) -> Config:
+    """Return ``config`` as it is; UsageError names the first value out of its range."""
     positive = {
         "train.batch_size": config.train.batch_size,
         "train.stage2.lr": config.train.stage2.lr,
@@ -342,18 +345,24 @@ def _validate(config: Config) -> Config:
         if not value > 0:
             raise UsageError(f"{key}={value} must be positive.")
     for key, value in {
+        "seed": config.seed,
         "fuse.topk": config.fuse.topk,
         "kd.weight": config.kd.weight,
         "kd.patches": config.kd.patches,
         "sc.weight": config.sc.weight,
         "train.stage1.lr": config.train.stage1.lr,
         "train.stage1.head_lr_mult": config.train.stage1.head_lr_mult,
+        "train.stage1.weight_decay": config.train.stage1.weight_decay,
         "train.stage1.epochs": config.train.stage1.epochs,
+        "train.stage2.head_lr_mult": config.train.stage2.head_lr_mult,
+        "train.stage2.weight_decay": config.train.stage2.weight_decay,
         "train.stage2.epochs": config.train.stage2.epochs,
         "student.image_size": config.student.image_size,
         "train.threads": config.train.threads,
+        "eval.bootstrap": config.eval.bootstrap,
     }.items():
-        if value < 0:
+        # Written so that nan is refused too.
+        if not value >= 0:
             raise UsageError(f"{key}={value} must not be negative.")
     for key, value in {"fuse.alpha": config.fuse.alpha, "data.val_fraction": config.data.val_fraction}.items():
         if not 0 <= value <= 1:
@@ -372,5 +381,5 @@ def _check_word_or_number(key: str, value: str, words: tuple[str, ...]) -> None:
         number = float(value)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < math.inf:
         raise UsageError(f"{key}={value!r} is neither {' nor '.join(words)} nor a positive number.")

@@ -1,6 +1,7 @@
 """Whole or not at all, also when the disk is full or the writer dies."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,34 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
     with new_folder(tmp_path / "b"):
         pass
     assert not stale.exists()
+
+
+def test_a_folder_moved_aside_comes_back(tmp_path, monkeypatch):
+    """Ctrl-C between the two renames. Planted mistakes: the old folder removed with the new one, or left hidden."""
+    target = tmp_path / "b"
+    with new_folder(target) as folder:
+        (folder / "one").write_text("one")
+    original = Path.rename
+
+    def interrupted(self, other):
+        if self.name.endswith(".partial") and not self.name.endswith(".old.partial"):
+            raise KeyboardInterrupt
+        return original(self, other)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(target):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "one"]
+
+
+def test_what_a_killed_writer_moved_aside_is_kept(tmp_path):
+    """Planted mistake: cleared like the other siblings, so that a writer that fails leaves nothing."""
+    aside = tmp_path / ".b.xyz.old.partial"
+    aside.mkdir()
+    (aside / "one").write_text("one")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "b"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "one"]
 
 
 def test_forbidden_folder_is_named(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Table VII's counts: the paper's architecture to the last parameter, a tiny run by hand."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from hpdval_edge import cli
+from hpdval_edge.config import override
 from hpdval_edge.errors import UsageError
 from hpdval_edge.training import complexity as module
 from hpdval_edge.training.complexity import complexity, gmac
@@ -55,6 +57,16 @@ def test_a_run_is_counted_by_hand(tiny_run, brief, monkeypatch):
     latency = result["latency_ms"]
     assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
     assert latency["hardware"]
+
+
+def test_stage_1_counts_what_it_trains(tiny_run, brief, monkeypatch):
+    """Of a frozen encoder the embedding layer alone, and residuals of 2 views. Planted mistakes: either overlooked."""
+    monkeypatch.chdir(tiny_run)
+    subject = module._of_run("tiny", None, None)
+    config = override(subject.config, {"student.tune": "embed", "prompt.residual": "true"})
+    count = module.count_parameters(dataclasses.replace(subject, config=config))
+    assert count["stage1"] == 32 * 24 + 2 * 4 * 24
+    assert count["training"] - module.count_parameters(subject)["training"] == 2 * 4 * 24
 
 
 def test_a_multiply_accumulate_is_half_of_two_operations():

@@ -332,10 +332,12 @@ def test_summed_weights_make_the_steps_of_the_summed_loss(tiny_values, tmp_path,
 
 
 def test_only_asl_is_summed(tiny_values):
+    """Planted mistake: kd.patches left as it was, 20 times the other terms."""
     config = load_config(values={**tiny_values, "loss.name": "db"})
     assert fewshot_episode.summed(config, pictures=4, labels=6) == config
-    asl = fewshot_episode.summed(load_config(values={**tiny_values, "loss.name": "asl"}), pictures=4, labels=5)
-    assert (asl.kd.weight, asl.sc.weight) == (pytest.approx(1 / 20), pytest.approx(1 / 20))
+    config = load_config(values={**tiny_values, "loss.name": "asl", "kd.patches": "2"})
+    asl = fewshot_episode.summed(config, pictures=4, labels=5)
+    assert (asl.kd.weight, asl.kd.patches, asl.sc.weight) == pytest.approx((1 / 20, 2 / 20, 1 / 20))
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,11 @@ def test_ema_warms_up_and_swaps():
 
 
 def test_distance_is_a_mean_or_a_sum_over_the_row():
+    """Of patches [B, N, E] too. Planted mistake: the sum over their second axis."""
     student, teacher = torch.zeros(2, 4), torch.full((2, 4), 3.0, requires_grad=True)
     assert distance(student, teacher, "mean") == 3
     assert distance(student, teacher, "sum") == 12
+    assert distance(torch.zeros(2, 5, 4), torch.full((2, 5, 4), 3.0), "sum") == 12
     assert not distance(student.requires_grad_(), teacher, "mean").isnan()
     distance(student, teacher, "mean").backward()
     assert teacher.grad is None

@@ -131,16 +131,20 @@ def count_parameters(subject: Subject) -> dict[str, int]:
     prompt = subject.config.prompt
     learnt = [prompt.global_ == "learn", prompt.local == "learn"]
     scale = int(subject.config.sim.logit_scale == "learn")
+    banks = subject.model.text_global.numel() + subject.model.text_local.numel()
+    # One vector a label and view, which the deployed banks hold already.
+    residuals = banks if prompt.residual else 0
+    tuned = whole if subject.config.student.tune == "all" else whole - encoder
     return {
         "teacher": clip,
         "encoder": encoder,
         "embedding": whole - encoder,
         "prompts": prompts,
-        "stage1": whole + scale,
+        "stage1": tuned + scale + residuals,
         "stage2": prompts * sum(learnt) // 2,
-        "training": clip + whole + prompts + scale,
+        "training": clip + whole + prompts + scale + residuals,
         "deployed": whole,
-        "banks": subject.model.text_global.numel() + subject.model.text_local.numel(),
+        "banks": banks,
         "paper_count": clip + (whole - encoder) + prompts,
     }
 

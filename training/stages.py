@@ -287,9 +287,9 @@ class StageTrainer:
 
 
 def distance(student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
-    """Mean absolute difference of [R, E] rows (eqs 2 and 10 as the authors compute them); ``sum`` sums over E first.
+    """Mean absolute difference of rows [..., E] (eqs 2 and 10 as the authors compute them); ``sum`` sums over E first.
 
     The second argument is a constant; both are float32 or float64, and not normalised.
     """
     gap = (student - at_least_float32(teacher.detach())).abs()
-    return gap.mean() if reduction == "mean" else gap.sum(dim=1).mean()
+    return gap.mean() if reduction == "mean" else gap.sum(dim=-1).mean()

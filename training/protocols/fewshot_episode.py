@@ -42,7 +42,13 @@ def run_episode(config: Config, base_weights: Path, *, tune: str) -> dict:
     session.model.eval()
     with progress("scoring novel test pictures", len(session.stores["test"])) as update:
         scores = score_store(model_scorer(session.model, session.device), session.stores["test"], on_progress=update)
-    result = report(scores, session.splits.test, session.class_counts, post=session.config.eval.post)
+    result = report(
+        scores,
+        session.splits.test,
+        session.class_counts,
+        post=session.config.eval.post,
+        logit_scale=session.model.logit_scale.item(),
+    )
     return {
         "mAP": result["mAP"],
         "per_class": dict(zip(session.labels, result["per_class"], strict=True)),
@@ -88,6 +94,6 @@ def summed(config: Config, *, pictures: int, labels: int) -> Config:
     share = 1 / (min(config.train.batch_size, pictures) * labels)
     return replace(
         config,
-        kd=replace(config.kd, weight=config.kd.weight * share),
+        kd=replace(config.kd, weight=config.kd.weight * share, patches=config.kd.patches * share),
         sc=replace(config.sc, weight=config.sc.weight * share),
     )
