@@ -30,12 +30,12 @@ from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_torchscript
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
-from hpdval_edge.training.calibration_run import bundle_entry, validation_pictures
+from hpdval_edge.training.calibration_run import bundle_entry
 from hpdval_edge.training.evaluate import engine_scorer, model_scorer
+from hpdval_edge.training.measure import own_pictures
 from hpdval_edge.training.model import DualView, load_model
-from hpdval_edge.training.run_folder import RUNS, RunFolder
+from hpdval_edge.training.run_folder import RUNS, RunFolder, reported_weights
 from hpdval_edge.training.thresholds import parse_objective
-from hpdval_edge.training.train import selected_weights
 
 TARGETS = ("onnx", "torchscript")
 LAST_EXPORT = RUNS / "last-export"
@@ -80,7 +80,7 @@ def export(run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Pat
         raise UsageError(f"--out {out} must end in .hpedge.")
     if out.exists() and not (out / MANIFEST).is_file():
         raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
-    model, labels, metadata = load_model(run.weights(selected_weights(run.config())))
+    model, labels, metadata = load_model(reported_weights(run))
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
     manifest = _manifest(run, model, labels, metadata, precision)
@@ -171,7 +171,7 @@ def _fit_anew(folder: Path, run: RunFolder) -> dict[str, Any] | None:
     """
     bundle = load_bundle(folder)
     try:
-        pictures = validation_pictures(run, bundle.manifest.labels)
+        _, pictures = own_pictures(run, bundle.manifest.labels, ("val",))
         entry = bundle_entry(bundle, pictures, parse_objective(bundle.objective))
     except (BadData, UsageError) as error:
         say(

@@ -54,8 +54,8 @@ def write_text(target: Path, text: str) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that takes ``target``'s place when the block ends well.
 
-    An older ``target`` is moved aside first and removed last. A process killed in between leaves it under a hidden name,
-    and ``put_back`` finds it there; other ``.partial`` siblings are removed by the next call.
+    An older ``target`` is moved aside first and removed last. A process killed in between leaves it under a hidden
+    name, where ``put_back`` finds it; other ``.partial`` siblings are removed by the next call.
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from hpdval_edge.config import load_config
-from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.config import load_config, override
+from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.report_table import table
+from hpdval_edge.training.measure import measure
+from hpdval_edge.training.model import read_weights
 from hpdval_edge.training.readers import load_splits
-from hpdval_edge.training.run_folder import find_run
+from hpdval_edge.training.run_folder import RunFolder, create_run, find_run, reported_weights
 from hpdval_edge.training.session import prepare
+from hpdval_edge.training.stages import StageTrainer
 from hpdval_edge.training.train import Interrupted, StopRequest, TrainOptions, train
 
 
@@ -109,6 +113,139 @@ def test_a_second_ctrl_c_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path, monkeypatch):
+    """A copy of the finished tiny run, in the working folder."""
+    shutil.copytree(tiny_run / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return find_run("tiny")
+
+
+def break_stage_2(patch):
+    """Let the first step of stage 2 fail, as a diverging loss does; calls of the result repair it."""
+    original = StageTrainer._train_step
+
+    def step(self, *arguments):
+        if self.stage.number == 2:
+            raise CheckFailed("planted")
+        original(self, *arguments)
+
+    patch.setattr(StageTrainer, "_train_step", step)
+    return lambda: patch.setattr(StageTrainer, "_train_step", original)
+
+
+def test_what_ends_in_the_first_epoch_of_stage_2_goes_on_there(tiny_run, tiny_values, tmp_path, monkeypatch):
+    """Planted mistakes: the state saved after an epoch only, so that stage 2's weights become stage 1's; the weights
+    that eval.select names taken while stage 2 trains.
+    """
+    monkeypatch.chdir(tmp_path)
+    repair = break_stage_2(monkeypatch)
+    with pytest.raises(CheckFailed, match="planted"):
+        train(load_config(values=tiny_values), TrainOptions(name="parts"), {})
+    run, whole = find_run("parts"), RunFolder(tiny_run / "runs" / "tiny")
+    assert read_weights(run.weights("best"))[1]["stage"] == "stage2"
+    assert reported_weights(run) == run.weights("stage1")
+    assert measure("parts", data=None, images=None)["OF1"] == pytest.approx(run.reports()["stage1"]["OF1"])
+    repair()
+    train(None, TrainOptions(name="parts", resume=True), {})
+    assert run.reports() == whole.reports()
+    for which in ("stage1", "best", "last"):
+        assert same(weights_of(run, which), weights_of(whole, which))
+    assert (run.path / "metrics.jsonl").read_text() == (whole.path / "metrics.jsonl").read_text()
+    assert reported_weights(run) == run.weights("best")
+
+
+def test_a_stage_2_that_is_trained_anew_takes_its_reports_back(copied, monkeypatch):
+    """Planted mistakes: metrics, thresholds or lines of the first attempt kept; its finished state taken up again."""
+    repair, before = break_stage_2(monkeypatch), weights_of(copied)
+    with pytest.raises(CheckFailed, match="planted"):
+        train(None, TrainOptions(name="tiny", stage="2"), {"train.stage2.lr": "0.05"})
+    assert list(copied.reports()) == ["teacher zero-shot", "stage1"]
+    assert reported_weights(copied) == copied.weights("stage1")
+    stage1, now = copied.reports()["stage1"], measure("tiny", data=None, images=None)
+    assert [now[key] for key in ("mAP", "OF1", "CF1", "ECE")] == pytest.approx(
+        [stage1[key] for key in ("mAP", "OF1", "CF1", "ECE")], rel=1e-4
+    )
+    lines = [json.loads(line) for line in (copied.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "stage2"] == [0]
+    repair()
+    train(None, TrainOptions(name="tiny", resume=True), {})
+    lines = [json.loads(line) for line in (copied.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "stage2"] == [0, 1, 2]
+    assert not same(weights_of(copied), before)
+    assert read_weights(copied.weights("best"))[1]["epoch"] == str(copied.reports()["stage2"]["epoch"])
+
+
+def test_the_last_epoch_is_reported_where_it_was_selected(copied):
+    """``best`` may be of the same epoch, part of the way. Planted mistake: best tried first."""
+    copied.write_config(override(copied.config(), {"eval.select": "last"}))
+    reports = copied.reports()
+    reports["stage2"]["epoch"] = 2
+    copied.write_json("metrics.json", reports)
+    shutil.copy(copied.weights("last"), copied.weights("best"))
+    assert reported_weights(copied) == copied.weights("last")
+    reports["stage2"]["epoch"] = 7
+    copied.write_json("metrics.json", reports)
+    with pytest.raises(BadData, match="holds no weights of stage2, epoch 7"):
+        reported_weights(copied)
+
+
+def test_a_report_that_cannot_be_written_is_a_note(copied, monkeypatch, capsys):
+    """Planted mistakes: the error let through; eval.report refused in a run that goes on."""
+
+    def fail(run):
+        raise BadData("nothing to show.")
+
+    monkeypatch.setattr("hpdval_edge.training.report.write.build_report", fail)
+    train(None, TrainOptions(name="tiny", resume=True), {"eval.report": "true"})
+    assert "note: no report: nothing to show. Try: hpedge report tiny" in capsys.readouterr().err
+
+
+def test_a_joint_run_has_no_stage_2(copied):
+    """Planted mistake: the joint stage trained again from its start."""
+    copied.write_config(override(copied.config(), {"train.mode": "joint"}))
+    with pytest.raises(UsageError, match="one joint stage, there is no stage 2"):
+        train(None, TrainOptions(name="tiny", stage="2"), {})
+    with pytest.raises(UsageError, match=r"train\.stage2\.lr=-1\.0 must be positive"):
+        train(None, TrainOptions(name="tiny", stage="2"), {"train.stage2.lr": "-1"})
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (
+            {"prompt.global": "fixed", "prompt.local": "fixed"},
+            UsageError,
+            "both fixed, so stage 2 has nothing to learn",
+        ),
+        ({"prompt.length": "8"}, UsageError, r"but prompt\.length is 8"),
+        ({"loss.lam": "0"}, UsageError, "^loss: .*lam"),
+        ({"data.val": "nothing.csv"}, BadData, "none of the 2 validation pictures has a label"),
+    ],
+)
+def test_what_would_fail_later_is_named_before_training(
+    tiny, tiny_values, tmp_path, monkeypatch, values, error, message
+):
+    """Planted mistakes: each check left out, which costs stage 1 or leaves a run behind."""
+    monkeypatch.chdir(tmp_path)
+    Path("nothing.csv").write_text(f"path,labels\n{tiny}/val/00.png,\n{tiny}/val/01.png,\n")
+    if "data.val" in values:
+        values = {"data.path": str(tiny / "train.csv"), "data.val": str(tmp_path / "nothing.csv")}
+    with pytest.raises(error, match=message):
+        train(load_config(values={**tiny_values, **values}), TrainOptions(), {})
+    assert not list(Path("runs").glob("*/config.toml"))
+
+
+def test_a_run_that_never_began_leaves_its_name_free(tmp_path, monkeypatch):
+    """Killed before config.toml. Planted mistake: any folder takes the name."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/x").mkdir(parents=True)
+    assert create_run("x", "run").name == create_run(None, "x").name == "x"
+    (Path("runs") / "last").write_text("x")
+    with pytest.raises(UsageError, match="run runs/last exists"):
+        create_run("last", "run")
 
 
 def test_stage_2_alone_depends_on_stage_1(tiny_values, tmp_path, monkeypatch):

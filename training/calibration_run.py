@@ -1,22 +1,16 @@
 """``hpedge calibrate``: thresholds, temperature and bias of a run and of its bundle, each on its own scores."""
 
-from pathlib import Path
 from typing import Any
 
 from hpdval_edge.bundle import THRESHOLDS, Bundle, load_bundle, replace_thresholds
-from hpdval_edge.config import load_config
-from hpdval_edge.errors import BadData, UsageError
-from hpdval_edge.presets import DEMO
+from hpdval_edge.errors import UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
 from hpdval_edge.training.calibration import fit_entry, stored_objective
 from hpdval_edge.training.dataset import LabelledImages
 from hpdval_edge.training.evaluate import engine_scorer, score_pictures
-from hpdval_edge.training.measure import is_bundle, run_subject
-from hpdval_edge.training.readers import load_splits
-from hpdval_edge.training.readers_layout import file_layout
+from hpdval_edge.training.measure import check_images, is_bundle, named_pictures, own_pictures, run_subject
 from hpdval_edge.training.run_folder import RunFolder, find_run
-from hpdval_edge.training.session import load_data
 from hpdval_edge.training.thresholds import Objective, parse_objective
 
 
@@ -41,14 +35,15 @@ def calibrate(model: str | None, *, objective: str | None, data: str | None, ima
                 f"a bundle has no pictures of its own: pass --data, e.g. hpedge calibrate {model} --data val.csv."
             )
         bundle = load_bundle(model)
-        pictures = _named_pictures(data, images, bundle.manifest.labels)
+        _, pictures = named_pictures(data, images, bundle.manifest.labels, "val")
         return {"fits": [_calibrate_bundle(bundle, pictures, wanted)]}
     run = find_run(model)
     subject = run_subject(run)
     if data is None:
-        pictures = validation_pictures(run, subject.labels)
+        check_images(images)
+        _, pictures = own_pictures(run, subject.labels, ("val",))
     else:
-        pictures = _named_pictures(data, images, subject.labels)
+        _, pictures = named_pictures(data, images, subject.labels, "val")
     stored = run.read_json(THRESHOLDS)
     entry = fit_entry(
         score_pictures(subject.scorer, pictures, subject.image_size),
@@ -97,31 +92,6 @@ def bundle_entry(bundle: Bundle, pictures: LabelledImages, objective: Objective)
         objective=objective,
         precision=manifest.precision,
     )
-
-
-def validation_pictures(run: RunFolder, labels: tuple[str, ...]) -> LabelledImages:
-    """The validation split of a run, read anew from where its configuration says.
-
-    Raises:
-        UsageError, BadData: the data are not there any more, or have other labels.
-    """
-    pictures = load_data(run.config()).val
-    if pictures.labels != labels:
-        raise BadData(f"the labels of {run.config().data.path} are no longer the run's labels, or in another order.")
-    return pictures
-
-
-def _named_pictures(data: str, images: str | None, labels: tuple[str, ...]) -> LabelledImages:
-    """Labelled pictures of a file, or the validation part of a folder or of the demo set; never a test part."""
-    if data == DEMO:
-        pictures = load_data(load_config(values={"data.path": DEMO})).val
-        if pictures.labels != labels:
-            raise BadData("the labels of the demo set are not the model's labels, or in another order.")
-        return pictures
-    path = Path(data)
-    if path.is_file():
-        return file_layout(path, "auto", {"train": None, "val": None, "test": None}).train(images=images, labels=labels)
-    return load_splits(path, images=images, labels=labels).val
 
 
 def summary(fitted: dict[str, Any]) -> str:

@@ -18,10 +18,9 @@ from hpdval_edge.errors import UsageError
 from hpdval_edge.training.model import DualView, load_model, make_model
 from hpdval_edge.training.precision import choose_device, set_threads
 from hpdval_edge.training.prompts import PromptLearner, TextTower
-from hpdval_edge.training.run_folder import find_run
+from hpdval_edge.training.run_folder import find_run, reported_weights
 from hpdval_edge.training.student import make_student
 from hpdval_edge.training.teacher import OPENAI_MEAN, OPENAI_STD, Teacher, load_teacher
-from hpdval_edge.training.train import selected_weights
 
 PAPER_TEACHER = "ViT-B-16-quickgelu"
 PAPER_STUDENT = "vit_base_patch16_224"
@@ -97,7 +96,7 @@ def _of_run(run: str, student: str | None, labels: int | None) -> Subject:
     config = folder.config()
     set_threads(config.train.threads)
     device = choose_device(config.train.device)
-    model, names, _ = load_model(folder.weights(selected_weights(config)))
+    model, names, _ = load_model(reported_weights(folder))
     teacher = load_teacher(config.teacher.spec, torch.device("cpu"))
     return _subject(str(folder.path), model, teacher, config, config.student, len(names), device)
 

@@ -18,9 +18,8 @@ from hpdval_edge.training.precision import choose_device
 from hpdval_edge.training.protocols.longtail import protocol_values, split_argument
 from hpdval_edge.training.readers import load_splits
 from hpdval_edge.training.readers_layout import file_layout
-from hpdval_edge.training.run_folder import RunFolder, find_run
+from hpdval_edge.training.run_folder import RunFolder, find_run, reported_weights
 from hpdval_edge.training.session import load_data
-from hpdval_edge.training.train import selected_weights
 
 BOOTSTRAP = 1000
 
@@ -92,7 +91,7 @@ def _bundle(path: str, backend: str) -> Subject:
 def run_subject(run: RunFolder) -> Subject:
     """A run's selected weights in PyTorch; BadData where the run is not complete."""
     config = run.config()
-    model, labels, metadata = load_model(run.weights(selected_weights(config)))
+    model, labels, metadata = load_model(reported_weights(run))
     device = choose_device(config.train.device)
     fitted = run.read_json(THRESHOLDS)["fp32"]
     return Subject(
@@ -110,20 +109,50 @@ def run_subject(run: RunFolder) -> Subject:
 def _pictures(
     run: RunFolder | None, data: str | None, images: str | None, labels: tuple[str, ...]
 ) -> tuple[str, LabelledImages]:
-    protocol = split_argument(data or "")
-    values = protocol_values(*protocol) if protocol else {"data.path": DEMO}
-    if data in (None, DEMO) or protocol:
-        splits = load_data(run.config() if data is None else load_config(values=values))
-        name = "test" if splits.test is not None else "val"
-        pictures = getattr(splits, name)
-        if pictures.labels != labels:
-            raise BadData(f"the labels of {data or run.path} are not the model's labels, or in another order.")
-        return name, pictures
-    path = Path(data)
-    if path.is_file():
+    if data is not None:
+        return named_pictures(data, images, labels, "test")
+    check_images(images)
+    return own_pictures(run, labels, ("test", "val"))
+
+
+def check_images(images: str | None) -> None:
+    """UsageError for a folder of pictures without a list: a run knows where its own are."""
+    if images is not None:
+        raise UsageError(f"--images {images} belongs to a --data list; a run knows where its own pictures are.")
+
+
+def own_pictures(run: RunFolder, labels: tuple[str, ...], parts: tuple[str, ...]) -> tuple[str, LabelledImages]:
+    """Name and content of the first of ``parts`` that a run has, read anew from where its configuration says.
+
+    Raises:
+        UsageError, BadData: the data are not there any more, or have other labels.
+    """
+    config = run.config()
+    splits = load_data(config)
+    if splits.train.labels != labels:
+        raise BadData(f"the labels of {config.data.path} are no longer the run's labels, or in another order.")
+    return next((part, getattr(splits, part)) for part in parts if getattr(splits, part) is not None)
+
+
+def named_pictures(data: str, images: str | None, labels: tuple[str, ...], part: str) -> tuple[str, LabelledImages]:
+    """Name and content of a labelled file, or of the part ``val`` or ``test`` of a folder, protocol or the demo set.
+
+    Raises:
+        UsageError: there is no such part, or ``images`` beside what brings its own. BadData: other labels.
+    """
+    path, protocol = Path(data), split_argument(data)
+    if data == DEMO or protocol:
+        if images is not None:
+            raise UsageError(f"--data {data} brings its own pictures; leave --images out.")
+        splits = load_data(load_config(values=protocol_values(*protocol) if protocol else {"data.path": DEMO}))
+        if splits.train.labels != labels:
+            raise BadData(f"the labels of {data} are not the model's labels, or in another order.")
+    elif path.is_file():
         layout = file_layout(path, "auto", {"train": None, "val": None, "test": None})
         return path.name, layout.train(images=images, labels=labels)
-    splits = load_splits(path, images=images, labels=labels)
-    if splits.test is None:
-        raise UsageError(f"--data {data} has no test part; pass a list or CSV file of labelled pictures.")
-    return "test", splits.test
+    else:
+        splits = load_splits(path, images=images, labels=labels)
+    if getattr(splits, part) is None or (part == "val" and splits.held_out):
+        name = {"val": "validation", "test": "test"}[part]
+        raise UsageError(f"--data {data} has no {name} part; pass a list or CSV file of labelled pictures.")
+    return part, getattr(splits, part)

@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hpdval_edge.atomic import disk_errors, new_folder, write_file, write_text
+from hpdval_edge.atomic import disk_errors, new_folder, put_back, write_file, write_text
 from hpdval_edge.config import Config, as_table, load_config, read_toml
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.stages import Cursor
@@ -82,13 +82,30 @@ class RunFolder:
         except (OSError, json.JSONDecodeError) as error:
             raise BadData(f"{self.path / name} cannot be read: {error}.") from error
 
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """metrics.json, by stage in the order they finished; nothing before the first report."""
+        return self.read_json("metrics.json") if (self.path / "metrics.json").is_file() else {}
+
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl; an epoch that was trained again after an interruption replaces its line."""
+        here = (entry["stage"], entry["epoch"])
+        kept = [line for line in self._logged() if (line["stage"], line["epoch"]) != here]
+        self._write_log([*kept, dict(entry)])
+
+    def forget(self, stages: Collection[str]) -> None:
+        """Drop the lines of ``stages`` from metrics.jsonl, because they are trained anew."""
+        lines = self._logged()
+        kept = [line for line in lines if line["stage"] not in stages]
+        if len(kept) < len(lines):
+            self._write_log(kept)
+
+    def _logged(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        here = (entry["stage"], entry["epoch"])
-        kept = [line for line in lines if (json.loads(line)["stage"], json.loads(line)["epoch"]) != here]
-        write_text(path, "\n".join([*kept, json.dumps(dict(entry))]) + "\n")
+        return [json.loads(line) for line in lines]
+
+    def _write_log(self, lines: list[dict[str, Any]]) -> None:
+        write_text(self.path / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def save_state(self, tensors: Mapping[str, Tensor], cursor: Cursor) -> None:
         """The resume state, replaced as a whole."""
@@ -100,6 +117,7 @@ class RunFolder:
     def load_state(self) -> tuple[dict[str, Tensor], Cursor] | None:
         """What ``save_state`` wrote, or None where nothing was saved yet."""
         folder = self.path / "state"
+        put_back(folder)
         if not folder.is_dir():
             return None
         try:
@@ -132,7 +150,7 @@ def create_run(name: str | None, default: str) -> RunFolder:
     if name is not None:
         if not NAME.fullmatch(name):
             raise UsageError(f"--name {name!r} may hold only letters, digits, dot, dash and underscore.")
-        if (RUNS / name).exists():
+        if _is_taken(RUNS / name):
             raise UsageError(
                 f"run {RUNS / name} exists; continue it with --resume --name {name}, or choose another name."
             )
@@ -140,11 +158,62 @@ def create_run(name: str | None, default: str) -> RunFolder:
     else:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-.") or "run"
         number = 1
-        while (path := RUNS / (stem if number == 1 else f"{stem}-{number}")).exists():
+        while _is_taken(path := RUNS / (stem if number == 1 else f"{stem}-{number}")):
             number += 1
     with disk_errors(path):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path)
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a run or a file is there; a folder without config.toml is what a run that never began has left."""
+    return path.is_file() or (path / "config.toml").is_file()
+
+
+def selected_weights(config: Config) -> str:
+    """Which weights file ``eval.select`` stands for once a stage has finished."""
+    return "last" if config.eval.select == "last" else "best"
+
+
+def last_report(run: RunFolder) -> tuple[str, dict[str, Any]]:
+    """Name and report of the stage that finished last; UsageError where none has."""
+    finished = {name: report for name, report in run.reports().items() if name != ZERO_SHOT}
+    if not finished:
+        raise UsageError(
+            f"{run.path} has no finished stage to report on; go on with `hpedge train --resume --name {run.name}`."
+        )
+    return list(finished.items())[-1]
+
+
+def reported_weights(run: RunFolder) -> Path:
+    """The weights that the last report, the thresholds and the calibration of a run belong to.
+
+    While a later stage trains, ``best`` and ``last`` are already its own; ``stage1`` stays what it was.
+
+    Raises:
+        UsageError: no stage has finished. BadData: the weights are damaged, or none of them is the report's.
+    """
+    stage, report = last_report(run)
+    for which in (selected_weights(run.config()), "stage1"):
+        path = run.weights(which)
+        if not path.is_file():
+            continue
+        metadata = weights_metadata(path)
+        if (metadata.get("stage"), metadata.get("epoch")) == (stage, str(report["epoch"])):
+            return path
+    raise BadData(
+        f"{run.path / 'weights'} holds no weights of {stage}, epoch {report['epoch']}, which metrics.json reports on; "
+        f"finish the run with `hpedge train --resume --name {run.name}`."
+    )
+
+
+def weights_metadata(path: Path) -> dict[str, str]:
+    """What a weights file says beside its tensors, see ``save_weights``; BadData if it cannot be read."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadData(f"{path} is not a readable weights file: {error}; train again or pass another run.") from error
 
 
 def find_run(name: str | None) -> RunFolder:

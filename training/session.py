@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hpdval_edge.config import Config, as_table, flatten, override
-from hpdval_edge.errors import UsageError
+from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training.dataset import LabelledImages, Splits
@@ -159,6 +159,7 @@ def prepare(config: Config) -> Session:
     set_threads(config.train.threads)
     device = choose_device(config.train.device)
     splits = load_data(config)
+    _check_positives(splits, config)
     teacher = load_teacher(config.teacher.spec, device)
     torch.manual_seed(config.seed)
     student, resolved = make_student(config.student, teacher)
@@ -186,22 +187,53 @@ def prepare(config: Config) -> Session:
         model=make_model(config, student, fixed).to(device),
         zero_shot=_zero_shot(embeddings, fixed, teacher, views, config, device),
         train_embeddings=embeddings["train"],
-        patch_teacher=(_patch_teacher(teacher, student).to(device), views["train"]) if config.kd.patches else None,
+        patch_teacher=_patch_teacher(teacher, student, views["train"], config, device),
     )
     session.selection_split()
+    try:
+        session.loss()
+    except ValueError as error:
+        raise UsageError(f"loss: {error}") from error
     return session
 
 
-def _patch_teacher(teacher: Teacher, student: Student) -> Student:
-    """What gives the teacher's patches in the joint space; UsageError where they are not the student's patches."""
-    tower = clip_student(teacher)
+def _check_positives(splits: Splits, config: Config) -> None:
+    """BadData where the pictures that choose epoch or thresholds have no label at all, so that no AP is defined."""
+    parts = {"validation": splits.val}
+    if config.eval.select == "best_test" and splits.test is not None:
+        parts["test"] = splits.test
+    for name, part in parts.items():
+        if not part.targets.any():
+            source = " held out of the training list" if name == "validation" and splits.held_out else ""
+            raise BadData(
+                f"none of the {len(part)} {name} pictures{source} has a label, so no epoch can be chosen on them; "
+                f"name labelled ones with --{'val' if name == 'validation' else 'test'}."
+            )
+
+
+def _patch_teacher(
+    teacher: Teacher, student: Student, pictures: ImageStore, config: Config, device: torch.device
+) -> tuple[Student, ImageStore] | None:
+    """What gives the teacher's patches in the joint space, with its pictures, where patches are distilled.
+
+    Raises:
+        UsageError: they are not the student's patches, or augmentation would not show both the same.
+    """
+    if not config.kd.patches:
+        return None
+    tower, size = clip_student(teacher), student.spec.image_size
     if tower.grid != student.grid:
         grids = [f"{rows} x {columns}" for rows, columns in (tower.grid, student.grid)]
         raise UsageError(
             f"kd.patches compares patch by patch, but the teacher has {grids[0]} and the student {grids[1]}; "
             "set student.image_size so that they agree, or kd.patches=0."
         )
-    return tower
+    if config.data.aug == "strong" and teacher.size != size:
+        raise UsageError(
+            f"kd.patches with data.aug=strong needs pictures of one size, but the teacher's have {teacher.size} px and "
+            f"the student's {size}, and squares would be cut out of different places; use data.aug=light."
+        )
+    return tower.to(device), pictures
 
 
 def _resolve(config: Config, student: Student) -> Config:

@@ -12,25 +12,24 @@ import numpy as np
 
 from hpdval_edge.atomic import new_folder, write_text
 from hpdval_edge.bundle import THRESHOLDS, read_calibration
-from hpdval_edge.config import Config, override
-from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.config import Config, override, validate
+from hpdval_edge.errors import BadData, HpedgeError, UsageError
 from hpdval_edge.presets import DEMO
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training import model_card
 from hpdval_edge.training.calibration import fit_entry
-from hpdval_edge.training.evaluate import report
+from hpdval_edge.training.evaluate import model_scorer, report, score_store
 from hpdval_edge.training.metrics import GROUPS
 from hpdval_edge.training.model import read_weights, restore_trained, save_weights
-from hpdval_edge.training.report.write import write_report
-from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder, create_run, find_run
+from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder, create_run, find_run, selected_weights
 from hpdval_edge.training.session import Session, prepare, warm_up
-from hpdval_edge.training.stages import StageTrainer, plan_stages
+from hpdval_edge.training.stages import Stage, StageTrainer, plan_stages
 from hpdval_edge.training.thresholds import F1
 
 GOLDEN_PICTURES = 16
 EXAMPLE_PICTURES = 12
 EXAMPLES = Path("images")
-RESUMABLE_KEYS = ("train.stage1.epochs", "train.stage2.epochs", "train.threads")
+RESUMABLE_KEYS = ("train.stage1.epochs", "train.stage2.epochs", "train.threads", "eval.report")
 
 
 class Interrupted(Exception):
@@ -87,11 +86,15 @@ def train(config: Config | None, options: TrainOptions, values: dict[str, str]) 
     if options.resume or options.stage == "2":
         run = find_run(options.name)
         config = _continued_config(run, values, options)
+    _check_prompts(config, options)
     session = prepare(config)
     if options.resume or options.stage == "2":
         say(f"continuing {run.path}")
     else:
         warm_up(session)
+        if any(stage.trains_prompts for stage in _chosen_stages(session.config, options)):
+            # A length or labels that no prompt can have fail here, and not after stage 1.
+            session.prompt_learner()
         run = create_run(options.name, default=f"{_data_name(config)}-{config.preset}")
     run.write_config(session.config)
     run.make_last()
@@ -101,7 +104,7 @@ def train(config: Config | None, options: TrainOptions, values: dict[str, str]) 
     if session.config.data.path == DEMO:
         _leave_examples(session)
     if session.config.eval.report:
-        say(f"report: {write_report(run)}")
+        _write_report(run)
     return run
 
 
@@ -112,7 +115,40 @@ def _continued_config(run: RunFolder, values: dict[str, str], options: TrainOpti
             raise UsageError(
                 f"{key} cannot change in a run that goes on; only {', '.join(allowed)} can. Start a new run."
             )
-    return override(run.config(), values)
+    config = validate(override(run.config(), values))
+    if options.stage == "2" and config.train.mode == "joint":
+        raise UsageError(
+            f"{run.path} trains everything in one joint stage, there is no stage 2; leave --stage out, or start a new "
+            "run with train.mode=two_stage."
+        )
+    return config
+
+
+def _check_prompts(config: Config, options: TrainOptions) -> None:
+    """UsageError where stage 2, asked for, would have nothing to learn: stage 1 would be trained first."""
+    fixed = config.prompt.global_ == config.prompt.local == "fixed"
+    if fixed and config.train.mode == "two_stage" and options.stage != "1":
+        raise UsageError(
+            "prompt.global and prompt.local are both fixed, so stage 2 has nothing to learn; set one of them to learn, "
+            "or use --stage 1."
+        )
+
+
+def _chosen_stages(config: Config, options: TrainOptions) -> tuple[Stage, ...]:
+    """The stages of a resolved configuration that ``--stage`` asks for; a joint run has its one, whatever it says."""
+    plan = plan_stages(config)
+    return tuple(stage for stage in plan if options.stage in ("all", str(stage.number)) or stage.name == "joint")
+
+
+def _write_report(run: RunFolder) -> None:
+    """A run that is done stays done where its report cannot be written; a note says why."""
+    # The charts' packages load only where a report is drawn.
+    from hpdval_edge.training.report.write import build_report
+
+    try:
+        say(f"report: {build_report(run).path}")
+    except HpedgeError as error:
+        say(f"note: no report: {str(error).splitlines()[0]} Try: hpedge report {run.name}")
 
 
 def _data_name(config: Config) -> str:
@@ -139,29 +175,33 @@ def _leave_examples(session: Session) -> None:
 
 def _run_stages(session: Session, run: RunFolder, options: TrainOptions, stop: StopRequest) -> None:
     saved = run.load_state() if options.resume else None
-    reports = run.read_json("metrics.json") if (run.path / "metrics.json").is_file() else {}
+    reports = run.reports()
     _report_zero_shot(session, run, reports)
     budget = [options.stop_after]
-    for stage in plan_stages(session.config):
-        if options.stage not in ("all", str(stage.number)) and stage.name != "joint":
-            continue
-        if options.resume and stage.name in reports and not (saved and saved[1].stage == stage.name):
+    for stage in _chosen_stages(session.config, options):
+        begun = saved is not None and saved[1].stage == stage.name
+        if options.resume and stage.name in reports and not begun:
             continue
         if stage.number == 2:
             _load_stage1(session, run)
+        outdated = [reports.pop(name, None) for name in _from(stage, session.config)]
+        if any(outdated) and not begun:
+            _publish_stage1(session, run, reports)
         if stage.trains_prompts:
             learns = (session.config.prompt.global_ == "learn", session.config.prompt.local == "learn")
             session.model.attach_prompts(session.prompt_learner(), session.teacher.text, learns=learns)
-        for later in plan_stages(session.config):
-            if later.number >= stage.number:
-                reports.pop(later.name, None)
         trainer = StageTrainer(
             stage, session.model, session.training_data(), session.loss(), config=session.config, device=session.device
         )
-        if saved and saved[1].stage == stage.name:
+        if begun:
             _restore(trainer, saved, run)
         _train_stage(session, trainer, run, stop, budget)
         _finish_stage(session, trainer, run, reports)
+
+
+def _from(stage: Stage, config: Config) -> tuple[str, ...]:
+    """Names of ``stage`` and of what follows it, all of which is void when it is trained anew."""
+    return tuple(later.name for later in plan_stages(config) if later.number >= stage.number)
 
 
 def _restore(trainer: StageTrainer, saved: tuple, run: RunFolder) -> None:
@@ -184,6 +224,9 @@ def _train_stage(session: Session, trainer: StageTrainer, run: RunFolder, stop: 
     stage, cursor = trainer.stage, trainer.cursor
     say(f"{stage.name}: {stage.schedule.epochs} epochs of {trainer.steps_per_epoch} steps on {session.device}")
     if cursor.epoch == 0 and cursor.step == 0:
+        # First of all, because best and last are about to change: what ends in between resumes in this stage.
+        run.save_state(trainer.tensors(), cursor)
+        run.forget(_from(stage, session.config))
         _validate(session, trainer, run, losses={})
     while cursor.epoch < stage.schedule.epochs:
         if budget[0] == 0:
@@ -228,11 +271,6 @@ def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses
     say(f"{where}  {split} mAP {results[best]['mAP']:.2f}{place}{loss}")
 
 
-def selected_weights(config: Config) -> str:
-    """Which weights file ``eval.select`` stands for."""
-    return "last" if config.eval.select == "last" else "best"
-
-
 def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, reports: dict) -> None:
     """Load what ``eval.select`` keeps, fit thresholds on validation, report on the test split, write it all."""
     chosen = run.weights(selected_weights(session.config))
@@ -255,13 +293,27 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
     )
     selection = session.config.eval.select
     reports[trainer.stage.name] = {"split": split, "epoch": int(metadata["epoch"]), "select": selection, **result}
-    run.write_json("metrics.json", reports)
-    run.write_json(THRESHOLDS, {"fp32": entry})
-    _write_per_class(session, run, result)
-    model_card.write(run.path / "MODEL_CARD.md", session, reports)
+    _publish(session, run, reports, entry)
     if trainer.stage.name == "stage1":
         own = ("stage", "epoch", "share", "val_mAP", "test_mAP")
         _save_weights(session, run, "stage1", {key: metadata[key] for key in own if key in metadata})
+
+
+def _publish(session: Session, run: RunFolder, reports: dict, entry: dict) -> None:
+    """Write ``reports`` and what describes the last of them; entry: its thresholds and calibration."""
+    run.write_json("metrics.json", reports)
+    run.write_json(THRESHOLDS, {"fp32": entry})
+    _write_per_class(session, run, list(reports.values())[-1])
+    model_card.write(run.path / "MODEL_CARD.md", session, reports)
+
+
+def _publish_stage1(session: Session, run: RunFolder, reports: dict) -> None:
+    """Let the run's files describe the finished stage 1, whose weights the model has, while stage 2 is trained anew."""
+    model = session.model.eval()
+    scores = score_store(model_scorer(model, session.device), session.stores["val"])
+    scale = float(model.logit_scale)
+    entry = fit_entry(scores, session.splits.val, logit_scale=scale, objective=F1, precision="fp32")
+    _publish(session, run, reports, entry)
 
 
 def _save_weights(session: Session, run: RunFolder, which: str, notes: dict[str, str]) -> None:

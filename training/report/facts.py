@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from hpdval_edge.config import Config
-from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.errors import BadData
 from hpdval_edge.training.metrics import class_groups
-from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder
-
-# Key of metrics.json; training/train.py writes it and will import this package, so it is not imported from there.
+from hpdval_edge.training.run_folder import RunFolder, last_report, reported_weights, weights_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +56,15 @@ def read_facts(run: RunFolder) -> RunFacts:
         UsageError: no stage of it has finished. BadData: a file is missing or damaged.
     """
     config = run.config()
-    reports = run.read_json("metrics.json") if (run.path / "metrics.json").is_file() else {}
-    finished = [name for name in reports if name != ZERO_SHOT]
-    if not finished:
-        raise UsageError(
-            f"{run.path} has no finished stage to report on; go on with `hpedge train --resume --name {run.name}`."
-        )
-    stage = finished[-1]
-    if reports[stage]["mAP"] is None:
-        raise BadData(
-            f"{run.path}: none of the {reports[stage]['split']} pictures has a label, there is nothing to show."
-        )
-    weights, metadata = _measured_weights(run, stage, int(reports[stage]["epoch"]))
+    stage, report = last_report(run)
+    if report["mAP"] is None:
+        raise BadData(f"{run.path}: none of the {report['split']} pictures has a label, there is nothing to show.")
+    weights = reported_weights(run)
+    metadata = weights_metadata(weights)
     return RunFacts(
         run=run,
         config=config,
-        reports=reports,
+        reports=run.reports(),
         stage=stage,
         epochs=_read_lines(run.path / "metrics.jsonl"),
         environment=run.read_json("env.json"),
@@ -83,24 +73,6 @@ def read_facts(run: RunFolder) -> RunFacts:
         labels=tuple(json.loads(metadata["labels"])),
         class_counts=np.array(json.loads(metadata["class_counts"]), np.int64),
     )
-
-
-def _measured_weights(run: RunFolder, stage: str, epoch: int) -> tuple[Path, dict[str, str]]:
-    """The weights of a stage's report: while a later stage trains, ``best`` and ``last`` are already its own."""
-    for which in ("best", "last", "stage1"):
-        path = run.weights(which)
-        if not path.is_file():
-            continue
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise BadData(
-                f"{path} is not a readable weights file: {error}; train again or pass another run."
-            ) from error
-        if (metadata.get("stage"), metadata.get("epoch")) == (stage, str(epoch)):
-            return path, metadata
-    raise BadData(f"{run.path / 'weights'} holds no weights of {stage}, epoch {epoch}, which metrics.json reports on.")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

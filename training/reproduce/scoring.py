@@ -11,11 +11,10 @@ from hpdval_edge.progress import progress
 from hpdval_edge.training.evaluate import Scorer, report, score_store
 from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.precision import choose_device
-from hpdval_edge.training.run_folder import RunFolder
+from hpdval_edge.training.run_folder import RunFolder, reported_weights
 from hpdval_edge.training.session import load_data, make_stores, prepare
 from hpdval_edge.training.student import make_student
 from hpdval_edge.training.teacher import load_teacher
-from hpdval_edge.training.train import selected_weights
 
 
 def zero_shot_report(config: Config, post: str) -> dict:
@@ -44,7 +43,7 @@ def sweep_reports(run: RunFolder, axis: str, values: Sequence[str]) -> list[dict
     The pictures pass through the student once for all values.
     """
     config = run.config()
-    model, labels, metadata = load_model(run.weights(selected_weights(config)))
+    model, labels, metadata = load_model(reported_weights(run))
     device = choose_device(config.train.device)
     splits = load_data(config)
     split = "test" if splits.test is not None else "val"
