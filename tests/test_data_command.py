@@ -139,6 +139,17 @@ def test_check_reports_single_positives_and_bad_pictures(hpedge, tmp_path):
     assert f"unreadable: {tmp_path / 'd.png'}: there is no such file" in out
 
 
+def test_groups_are_those_of_the_list_as_given(hpedge, tmp_path):
+    """Planted mistake: groups by the pictures that a split leaves to train."""
+    rows = [f"{index}.png,{'cat' if index < 20 else 'dog'}" for index in range(40)]
+    (tmp_path / "all.csv").write_text("\n".join(["path,labels", *rows]) + "\n")
+    for index in range(40):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{index}.png")
+    report = json.loads(hpedge("check", "all.csv", "--json")[1])
+    assert report["splits"]["val"]["pictures"]
+    assert report["groups"] == {"head": 0, "medium": 2, "tail": 0}
+
+
 @pytest.mark.parametrize("to", ["csv", "list"])
 def test_split_writes_what_training_would_read(hpedge, tiny, tmp_path, to):
     """Planted mistakes: paths kept relative to the old folder; labels written in sorted order."""

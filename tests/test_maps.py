@@ -14,7 +14,7 @@ from hpdval_edge import cli
 from hpdval_edge.errors import UsageError
 from hpdval_edge.images import open_rgb, resize_squash
 from hpdval_edge.training.maps import find_label, global_effect, load_viewers, look, slug
-from hpdval_edge.training.maps_panel import COLUMN, MARGIN, draw_panel
+from hpdval_edge.training.maps_panel import COLUMN, MARGIN, _view, draw_panel
 from hpdval_edge.training.model import load_model, read_weights
 from hpdval_edge.training.run_folder import RunFolder
 from hpdval_edge.training.student import EncoderSpec, Student, build_encoder
@@ -94,12 +94,26 @@ def test_effects_in_a_vit_are_the_change_by_scaling_a_token(run):
     torch.testing.assert_close((cls, patches), (expected[0].detach(), expected[1].detach()))
 
 
-def test_an_encoder_whose_blocks_are_unknown_is_refused(run):
-    student = load_model(run.weights("best"))[0].student
-    student.encoder.forward_features = lambda images: torch.zeros(1, 17, 32)
+def test_an_encoder_whose_blocks_are_unknown_is_refused(run, picture):
+    """And takes the advice. Planted mistake: the effect is computed whatever view is asked for."""
+    model = load_model(run.weights("best"))[0].requires_grad_(False)
+    student = model.student
+    student.encoder.forward_features = lambda images: torch.ones(1, 17, 32)
     student.encoder.blocks = None
     with pytest.raises(UsageError, match="use --view local"):
         global_effect(student, torch.rand(1, 3, 32, 32), torch.randn(24))
+    maps = look(model, picture, 0, torch.device("cpu"), ("local",))
+    assert maps.effect is None
+    assert maps.local.shape == (4, 4)
+
+
+def test_the_caption_names_the_similarity(run, picture):
+    """Planted mistake: dot products called cosines."""
+    model = load_model(run.weights("best"))[0].requires_grad_(False)
+    captions = []
+    for model.kind in ("cosine", "l2class"):
+        captions.append(_view(look(model, picture, 0, torch.device("cpu"), ("local",)), "local")[2].partition(",")[0])
+    assert captions == ["patch cosines", "patch dot products"]
 
 
 def test_the_local_view_is_the_models_own(run, picture):

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from hpdval_edge.training.average_precision import average_precision
-from hpdval_edge.training.metrics import class_groups, format_report, multilabel_report
+from hpdval_edge.training.metrics import class_groups, multilabel_report
 
 
 def example(seed=0, images=200, classes=6, levels=None, dtype=np.float64):
@@ -161,7 +161,6 @@ def test_empty_groups_and_no_positives_are_none():
     assert nothing["n_absent"] == 3 and nothing["per_class"] == [None] * 3
     assert {nothing[key] for key in ("mAP", "head", "medium", "tail", "var", "std", "var_groups")} == {None}
     assert nothing["OF1"] == nothing["CF1"] == 0.0 and set(nothing["interval"].values()) == {None}
-    assert "-" in format_report(nothing, "nothing")
 
 
 def test_head_starts_at_100_and_medium_at_20():
@@ -350,14 +349,6 @@ def test_report_is_json_and_prints():
         labels=np.array(["cat", "dog", "cow"]),
     )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    text = format_report(report, "validation")
-    lines = text.splitlines()
-    assert lines[0] == "validation: 200 images, 3 classes, 1 without positives left out"
-    assert [line.split()[0] for line in lines[1:]] == ["mAP", "head", "medium", "tail", "std", "OF1", "CF1", "ECE"]
-    low, high = report["interval"]["head"]
-    assert lines[2].split() == ["head", f"{report['head']:.2f}", "[", f"{low:.2f},", f"{high:.2f}]", "(1", "classes)"]
-    assert lines[4].split() == ["tail", "-", "(1", "classes)"]
-    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(

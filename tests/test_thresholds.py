@@ -8,7 +8,7 @@ import pytest
 from hpdval_edge.errors import UsageError
 from hpdval_edge.training import thresholds as module
 from hpdval_edge.training.metrics import decision_quality, multilabel_report
-from hpdval_edge.training.thresholds import F1, Objective, best_threshold, fit, fit_thresholds, parse_objective
+from hpdval_edge.training.thresholds import F1, Objective, best_threshold, fit, parse_objective
 
 
 def quality(scores, targets, threshold):
@@ -66,11 +66,11 @@ def test_thresholds_lie_midway():
     """Planted mistake: the score of the last predicted image itself, which leaves no margin on its side."""
     scores = np.array([[9.0], [8], [7], [6], [5], [1], [0]], dtype=np.float32)
     targets = np.array([[1], [1], [1], [1], [1], [0], [0]])
-    thresholds, _ = fit_thresholds(scores, targets)
+    thresholds = fit(scores, targets).values
     assert thresholds.tolist() == [3.0]
     # Everything positive: the lowest score, since nothing lies below it.
-    assert fit_thresholds(scores, np.ones((7, 1)))[0].tolist() == [0.0]
-    assert fit_thresholds(np.full((6, 1), 0.3), np.ones((6, 1)))[0].tolist() == [np.float32(0.3)]
+    assert fit(scores, np.ones((7, 1))).values.tolist() == [0.0]
+    assert fit(np.full((6, 1), 0.3), np.ones((6, 1))).values.tolist() == [np.float32(0.3)]
 
 
 def test_the_highest_of_equal_thresholds_wins():
@@ -78,7 +78,7 @@ def test_the_highest_of_equal_thresholds_wins():
     scores = np.arange(10.0, 0.0, -1)[:, None]
     targets = np.array([0, 1, 1, 1, 0, 0, 1, 0, 0, 1])[:, None]
     assert {f1(scores[:, 0], targets[:, 0], t) for t in (7, 4, 1)} == {Fraction(2, 3)}
-    assert fit_thresholds(scores, targets)[0].tolist() == [6.5]
+    assert fit(scores, targets).values.tolist() == [6.5]
 
 
 def shrunk(scores, targets, shrinkage, objective=F1):
@@ -217,7 +217,7 @@ def test_adjacent_floats_stay_apart():
             above = np.nextafter(below, np.float32(np.inf))
             scores = np.array([[above]] * 5 + [[below]] * 5, dtype=np.float32)
             targets = np.array([[1]] * 5 + [[0]] * 5)
-            thresholds, _ = fit_thresholds(scores, targets)
+            thresholds = fit(scores, targets).values
             assert below < thresholds[0] <= above
 
 
@@ -225,18 +225,18 @@ def test_double_scores_are_rounded_as_a_bundle_does():
     """Planted mistake: two float64 scores separated by a threshold that float32 scores cannot honour."""
     scores = np.array([[0.3 + 1e-12]] * 5 + [[0.3]] * 5)
     targets = np.array([[1]] * 5 + [[0]] * 5)
-    thresholds, _ = fit_thresholds(scores, targets)
+    thresholds = fit(scores, targets).values
     assert thresholds[0] == np.float32(0.3)
 
 
 def test_order_of_the_images_does_not_matter():
     """Planted mistake: a sort whose ties depend on the list."""
     scores, targets = example(5, levels=1)
-    expected, _ = fit_thresholds(scores, targets)
+    expected = fit(scores, targets).values
     before = scores.copy()
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(scores))
-        np.testing.assert_array_equal(fit_thresholds(scores[order], targets[order])[0], expected)
+        np.testing.assert_array_equal(fit(scores[order], targets[order]).values, expected)
         assert fit(scores[order], targets[order]).cross_fitted == fit(scores, targets).cross_fitted
     np.testing.assert_array_equal(scores, before)
 
@@ -254,4 +254,4 @@ def test_order_of_the_images_does_not_matter():
 )
 def test_wrong_arguments_are_named(scores, targets, message):
     with pytest.raises(ValueError, match=message):
-        fit_thresholds(scores, targets)
+        fit(scores, targets)

@@ -22,18 +22,21 @@ from hpdval_edge.training.student import Student, make_student
 from hpdval_edge.training.teacher import load_teacher
 
 RUN, CLIP = "this run", "plain CLIP"
+VIEWS = ("local", "global")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelMaps:
     """How one model sees one label in one picture.
 
-    local: cosine of every patch with P^L, float32 [rows, columns]. effect: what every patch adds to the class token's
-    cosine with P^G, see ``global_effect``, float32 [rows, columns]. score: the fused s. cosine: cos(P^G, cls).
+    kind: ``sim.kind``. local: similarity of every patch with P^L by that kind, float32 [rows, columns]. effect: what
+    every patch adds to the class token's cosine with P^G, see ``global_effect``, float32 [rows, columns], None where
+    nobody asked for it. score: the fused s. cosine: cos(P^G, cls).
     """
 
+    kind: str
     local: np.ndarray
-    effect: np.ndarray
+    effect: np.ndarray | None
     score: float
     cosine: float
 
@@ -98,18 +101,30 @@ def plain_clip(config: Config, facts: RunFacts, device: torch.device) -> DualVie
     return make_model(config, student, fixed).to(device).eval().requires_grad_(False)
 
 
-def look(model: DualView, picture: Image.Image, column: int, device: torch.device) -> LabelMaps:
-    """Both views of the label in ``column`` on an RGB picture of any size."""
+def look(
+    model: DualView, picture: Image.Image, column: int, device: torch.device, views: Sequence[str] = VIEWS
+) -> LabelMaps:
+    """The asked ``views`` of the label in ``column`` on an RGB picture of any size.
+
+    Raises:
+        UsageError: the global view was asked for and cannot be shown, see ``global_effect``.
+    """
     size, grid = model.student.spec.image_size, model.student.grid
     pixels = torch.from_numpy(resize_squash(picture, size)).to(device)
     images = pixels.permute(2, 0, 1)[None].float() / 255
-    effect, cls, patches = global_effect(model.student, images, model.text_global[column])
+    effect = None
+    if "global" in views:
+        effect, cls, patches = global_effect(model.student, images, model.text_global[column])
+        effect = effect.reshape(grid).cpu().numpy()
     with torch.no_grad():
+        if effect is None:
+            cls, patches = model.student(images)
         scores, patch_scores = model.score(cls, patches, model.text_global, model.text_local)
         cosine = torch.nn.functional.cosine_similarity(cls[0].float(), model.text_global[column], dim=0)
     return LabelMaps(
+        kind=model.kind,
         local=patch_scores[0, :, column].reshape(grid).cpu().numpy(),
-        effect=effect.reshape(grid).cpu().numpy(),
+        effect=effect,
         score=float(scores[0, column]),
         cosine=float(cosine),
     )

@@ -12,10 +12,9 @@ from hpdval_edge.images import find_images, open_rgb
 from hpdval_edge.infer import overlay_names
 from hpdval_edge.overlay import INK, MARGIN, MUTED, PAPER, fit, save_overlay, warm
 from hpdval_edge.progress import progress, say
-from hpdval_edge.training.maps import CLIP, RUN, LabelMaps, Viewers, load_viewers, look, slug
+from hpdval_edge.training.maps import CLIP, RUN, VIEWS, LabelMaps, Viewers, load_viewers, look, slug
 from hpdval_edge.training.run_folder import RunFolder
 
-VIEWS = ("local", "global")
 COLUMN = 300
 TITLE, CAPTION, HEAD = 36, 44, 26
 # Letters of a caption's line in a column.
@@ -36,6 +35,7 @@ def write_maps(run: RunFolder, sources: Sequence[str], label: str, view: str, ou
     if viewers.why_no_clip:
         say(f"note: {CLIP} is not shown: {viewers.why_no_clip}")
     targets = overlay_names(paths, out)
+    views = VIEWS if view == "both" else (view,)
     written, failed = [], 0
     with progress("drawing maps", len(paths)) as update:
         for done, path in enumerate(paths):
@@ -46,18 +46,17 @@ def write_maps(run: RunFolder, sources: Sequence[str], label: str, view: str, ou
                 say(f"hpedge: {error}")
                 continue
             target = targets[path].with_suffix(f".{slug(label)}.png")
-            seen = _see(viewers, picture)
-            views = VIEWS if view == "both" else (view,)
+            seen = _see(viewers, picture, views)
             save_overlay(target, draw_panel(picture, seen, viewers, views, title=f"{path.name}: {label}"))
             written.append(_entry(path, target, seen, viewers))
             update(done + 1, len(paths))
     return written, failed
 
 
-def _see(viewers: Viewers, picture: Image.Image) -> dict[str, LabelMaps]:
+def _see(viewers: Viewers, picture: Image.Image, views: Sequence[str]) -> dict[str, LabelMaps]:
     models = {RUN: viewers.run, CLIP: viewers.clip}
     return {
-        name: look(model, picture, viewers.column, viewers.device)
+        name: look(model, picture, viewers.column, viewers.device, views)
         for name, model in models.items()
         if model is not None
     }
@@ -116,7 +115,9 @@ def _verdict(name: str, maps: LabelMaps, threshold: float) -> str:
 def _view(maps: LabelMaps, view: str) -> tuple[np.ndarray, str, str]:
     """Grid to draw, heading and caption of a view."""
     if view == "local":
-        caption = f"patch cosines, {maps.local.min():+.2f} to {maps.local.max():+.2f}"
+        # sim.kind=l2class compares by dot products of any size.
+        what = "patch cosines" if maps.kind == "cosine" else "patch dot products"
+        caption = f"{what}, {maps.local.min():+.2f} to {maps.local.max():+.2f}"
         return maps.local, "local view", caption
     # What lowers the cosine stays without colour.
     raising = np.maximum(maps.effect, 0)

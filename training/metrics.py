@@ -98,30 +98,6 @@ def class_groups(class_counts) -> np.ndarray:
     return np.where(counts >= HEAD_FROM, "head", np.where(counts >= MEDIUM_FROM, "medium", "tail"))
 
 
-def format_report(report: dict, name: str) -> str:
-    """Lay out a report of `multilabel_report` as a small table for the terminal, without a final line break.
-
-    Args:
-        report: as returned by `multilabel_report`.
-        name: of what was evaluated, for the first line.
-    """
-    absent = f", {report['n_absent']} without positives left out" if report["n_absent"] else ""
-    lines = [f"{name}: {report['n_images']} images, {len(report['per_class'])} classes{absent}"]
-    for key in ("mAP", *GROUPS):
-        classes = "" if key == "mAP" else f"  ({report['groups'][key]} classes)"
-        interval = report.get("interval", {}).get(key)
-        between = f"  [{interval[0]:6.2f}, {interval[1]:6.2f}]" if interval else ""
-        lines.append(f"  {key:<7}{_cell(report[key])}{between}{classes}")
-    for key, digits in (("std", 2), ("OF1", 2), ("CF1", 2), ("ECE", 4)):
-        if key in report:
-            lines.append(f"  {key:<7}{_cell(report[key], digits)}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None, digits: int = 2) -> str:
-    return f"{'-':>7}" if value is None else f"{value:7.{digits}f}"
-
-
 def _check_shape(name: str, values, shape: tuple[int, ...]) -> None:
     if np.shape(values) != shape:
         raise ValueError(f"{name} must have shape {list(shape)} as the scores do, got {list(np.shape(values))}")

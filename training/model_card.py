@@ -9,6 +9,14 @@ from hpdval_edge.atomic import write_text
 from hpdval_edge.report_table import table
 from hpdval_edge.training.session import Session
 
+_FITTED = "thresholds, temperature and bias were chosen on the validation split"
+# By eval.select.
+CHOSEN = {
+    "last": f"The last epoch was kept; {_FITTED}.",
+    "best_val": f"Epoch, {_FITTED}.",
+    "best_test": f"The epoch was CHOSEN ON THE TEST SPLIT, so that the figures flatter; {_FITTED}.",
+}
+
 
 def write(path: Path, session: Session, reports: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the card of a run whose reports so far are ``reports``, by stage."""
@@ -37,8 +45,8 @@ def write(path: Path, session: Session, reports: Mapping[str, Mapping[str, Any]]
         "```",
         "",
         "Head, medium and tail are labels with at least 100, 20 to 99 and fewer than 20 training positives. Scores are "
-        "cosines; thresholds.json holds the temperature and the bias that make probabilities of them. Epoch, "
-        "thresholds, temperature and bias were chosen on the validation split.",
+        "cosines; thresholds.json holds the temperature and the bias that make probabilities of them. "
+        + CHOSEN[config.eval.select],
         "",
         "## Labels",
         "",

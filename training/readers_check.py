@@ -63,16 +63,16 @@ def check_data(config: Config) -> dict:
     """Read the configured data as training would, and decode every picture.
 
     Returns:
-        Plain values: path, format, labels, groups (labels in head, medium and tail by training counts), splits {split:
-        pictures, without_labels, unreadable}, single_positive (labels with one training picture), notes of the
-        readers, unreadable (``path: reason`` of all).
+        Plain values: path, format, labels, groups (labels in head, medium and tail by the training list as given),
+        splits {split: pictures, without_labels, unreadable}, single_positive (labels with one training picture), notes
+        of the readers, unreadable (``path: reason`` of all).
 
     Raises:
         UsageError, BadData: see ``load_splits``.
     """
     splits = read_configured(config)
     train = splits.train
-    groups = class_groups(train.class_counts)
+    groups = class_groups(splits.class_counts)
     parts = {name: part for name in ("train", "val", "test") if (part := getattr(splits, name)) is not None}
     reasons = {name: unreadable_pictures(part.root, list(part.paths)) for name, part in parts.items()}
     return {

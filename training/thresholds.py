@@ -77,23 +77,6 @@ class Thresholds:
     recall: np.ndarray
 
 
-def fit_thresholds(scores, targets) -> tuple[np.ndarray, np.ndarray]:
-    """Choose thresholds for F1 as ``fit`` does.
-
-    Args:
-        scores: [n,C] float32 or float64 on the validation split. Rounded to float32 first, what a bundle computes.
-        targets: [n,C] 0/1 of any type.
-
-    Returns:
-        thresholds float32 [C], and fitted bool [C]: True where the class's own positives have a share.
-
-    Raises:
-        ValueError: a shape, a type or a value is wrong, or no target is positive.
-    """
-    result = fit(scores, targets)
-    return result.values, result.fitted
-
-
 def fit(scores, targets, objective: Objective = F1) -> Thresholds:
     """Choose a threshold per class, shrunk as above; a label is predicted where score >= threshold.
 

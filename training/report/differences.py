@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpdval_edge.config import Config, as_table, flatten, load_config
+from hpdval_edge.config_keys import FREE_KEYS, PLACE_KEYS, among, same_value
 
-# Where things lie and how fast they run, not what is computed.
-LEFT_OUT = ("preset", "data.path", "data.format", "data.images", "data.labels", "data.val", "data.test", "data.cache")
-LEFT_OUT_SECTIONS = ("export.", "infer.", "train.device", "train.threads")
+LEFT_OUT = ("preset", *PLACE_KEYS, *FREE_KEYS)
 # 0 or an empty text stands for "chosen when training starts" there.
 AUTOMATIC = ("student.image_size", "student.weights", "fuse.topk", "train.stage1.lr", "train.stage1.head_lr_mult",
              "train.stage2.head_lr_mult")  # fmt: skip
@@ -30,7 +29,7 @@ def differences(config: Config) -> list[Difference]:
     return [
         Difference(key, _text(key, paper[key]), _text(key, here[key]))
         for key in here
-        if paper[key] != here[key] and key not in LEFT_OUT and not key.startswith(LEFT_OUT_SECTIONS)
+        if not same_value(paper[key], here[key]) and not among(key, LEFT_OUT)
     ]
 
 

@@ -38,10 +38,10 @@ def few_shot_roots(data: Sequence[str]) -> dict[str, Path]:
 
 
 def with_project(values: Mapping[str, str]) -> dict:
-    """``values`` over those of hpedge.toml; the data keys there are no part of a few-shot run."""
+    """``values`` over those of hpedge.toml; the data keys there are no part of a few-shot run, nor is a report."""
     path = Path(PROJECT_FILE)
     project = read_toml(path) if path.is_file() else {}
-    return {**{key: value for key, value in project.items() if key not in OWN_KEYS}, **values}
+    return {**{key: value for key, value in project.items() if key not in OWN_KEYS}, "eval.report": "false", **values}
 
 
 def few_shot_plans(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpdval_edge.config import PROJECT_FILE, Config, as_table, flatten, load_config
+from hpdval_edge.config_keys import FREE_KEYS, among
 from hpdval_edge.errors import UsageError
 from hpdval_edge.presets import DEMO
 from hpdval_edge.training.reproduce.ablation import BASE
@@ -16,8 +17,6 @@ FEW_SHOT = ("voc2007", "coco2014")
 DEMO_NAME = "scenes-lt"
 # Stage 1 does not read these: cells that differ in nothing else share its weights.
 STAGE2_KEYS = ("prompt.length", "prompt.init", "prompt.global", "prompt.local", "sc.", "train.stage2.")
-# Where something runs, not what comes out.
-FREE_KEYS = ("train.device", "train.threads", "data.cache", "eval.report", "export.", "infer.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +49,13 @@ class Plan:
     def settings(self) -> dict:
         """Dotted keys that decide the result; JSON keeps them exactly."""
         flat = flatten(as_table(self.config))
-        return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
+        return {key: value for key, value in flat.items() if not among(key, FREE_KEYS)}
 
     def stage1_settings(self) -> dict | None:
         """Those of ``settings`` that stage 1 depends on; None for a cell without a stage 1 of its own to share."""
         if self.cell.reads == "zero_shot" or self.config.train.mode == "joint":
             return None
-        return {key: value for key, value in self.settings().items() if not key.startswith(STAGE2_KEYS)}
+        return {key: value for key, value in self.settings().items() if not among(key, STAGE2_KEYS)}
 
 
 def parse_dataset(text: str) -> Dataset:
@@ -100,7 +99,7 @@ def make_plans(
     A change that the base configuration already has is left out of an ablation.
 
     Raises:
-        UsageError: ``values`` set what the cells vary, or do not fit the configuration.
+        UsageError: ``values`` set what the cells vary, or do not fit the configuration; hpedge.toml sets train.mode.
     """
     _check_user_values(experiment, values)
     plans = []
@@ -110,6 +109,8 @@ def make_plans(
                 Plan(experiment.name, cell, dataset.name, _config(preset, dataset, values, cell, seed))
                 for cell in experiment.cells
             ]
+    for plan in plans:
+        _check_mode(plan)
     if experiment.name != "ablation":
         return plans
     base = {(plan.dataset, plan.seed): plan.settings() for plan in plans if plan.cell.name == BASE}
@@ -117,7 +118,8 @@ def make_plans(
 
 
 def _config(preset: str | None, dataset: Dataset, values: Mapping[str, str], cell: Cell, seed: int) -> Config:
-    merged = {**dataset.values, **values, **cell.values, "seed": str(seed)}
+    # A page for every cell would take minutes each; `hpedge report RUN` writes the one that is wanted.
+    merged = {"eval.report": "false", **dataset.values, **values, **cell.values, "seed": str(seed)}
     return load_config(preset=preset, project=Path(PROJECT_FILE), values=merged)
 
 
@@ -132,6 +134,16 @@ def _check_user_values(experiment: Experiment, values: Mapping[str, str]) -> Non
     for key in values:
         if key in varied:
             raise UsageError(f"{key} is what {experiment.name} varies; leave --set {key} out.")
+
+
+def _check_mode(plan: Plan) -> None:
+    """A cell can only read the reports of the stages that its configuration trains."""
+    mode, reads = plan.config.train.mode, plan.cell.reads
+    if reads != "zero_shot" and (mode == "joint") != (reads == "joint"):
+        raise UsageError(
+            f"{PROJECT_FILE} has train.mode={mode}, but the row {plan.cell.name} reads the report of {reads}; take "
+            f"train.mode out of {PROJECT_FILE} for this command."
+        )
 
 
 def donor(plans: Sequence[Plan], plan: Plan) -> Plan | None:

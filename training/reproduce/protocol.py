@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpdval_edge.config import Config, StudentConfig, as_table, flatten, load_config
+from hpdval_edge.config_keys import FREE_KEYS, PLACE_KEYS, among, same_value
 from hpdval_edge.presets import DEMO
 from hpdval_edge.training.reproduce.paper_numbers import PAPER_NAMES, paper_dataset
 from hpdval_edge.training.reproduce.plans import LONG_TAILED, Plan
@@ -13,9 +14,8 @@ from hpdval_edge.training.run_folder import RunFolder
 PAPER_TEACHER = "ViT-B-16-quickgelu:openai"
 PAPER_STUDENT = "vit_base_patch16_224.augreg_in1k"
 # Told in words, or of no influence on a result.
-TOLD = ("preset", "seed", "data.path", "data.test", "data.val", "data.images", "data.labels", "data.format", "teacher.")
-TOLD += ("student.", "train.stage1.epochs", "train.stage2.epochs", "train.batch_size", "eval.select", "eval.bootstrap")
-TOLD += ("train.device", "train.threads", "data.cache", "export.", "infer.")
+TOLD = ("preset", "seed", *PLACE_KEYS, *FREE_KEYS, "teacher.", "student.", "eval.select", "eval.bootstrap")
+TOLD += ("train.stage1.epochs", "train.stage2.epochs", "train.batch_size")
 SCHEDULE = (
     "Schedule: the paper prints 20 + 10 epochs of batch 32; the logs whose numbers its tables repeat come from an "
     "80-epoch schedule that was stopped at its best epoch."
@@ -86,5 +86,5 @@ def _settings(config: Config, plan: Plan) -> list[str]:
     here = flatten(as_table(config))
     values = {key: here[key] for key in here if key.startswith(("data.", "teacher.", "student."))}
     paper = flatten(as_table(load_config(preset="paper", values=values)))
-    changed = [key for key in here if here[key] != paper[key] and not key.startswith(told)]
+    changed = [key for key in here if not same_value(here[key], paper[key]) and not among(key, told)]
     return [f"{key} {here[key]} (paper {paper[key]})" for key in changed]
