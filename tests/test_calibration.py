@@ -132,9 +132,9 @@ def test_reports_take_probabilities_from_raw_scores(tmp_path):
     scores, targets, truth = example(images=90)
     data = labelled(targets, tmp_path)
     for post in ("none", "softmax"):
-        found = report(scores, data, data.class_counts, post=post, logit_scale=20.0, calibration=truth)["ECE"]
+        found = report(scores, data, data.class_counts, post=post, calibration=truth)["ECE"]
         assert found == pytest.approx(calibration_error(truth.probabilities(scores), targets))
-    plain = report(scores, data, data.class_counts, logit_scale=20.0)["ECE"]
+    plain = report(scores, data, data.class_counts, calibration=Calibration(20.0))["ECE"]
     assert plain == pytest.approx(calibration_error(Calibration(20.0).probabilities(scores), targets))
     assert "ECE" not in report(scores, data, data.class_counts)
 
@@ -164,7 +164,8 @@ def test_scores_are_held_once(tmp_path, monkeypatch):
         alone = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         data = labelled(targets, tmp_path)
-        report(scores, data, data.class_counts, thresholds=np.zeros(400, np.float32), logit_scale=5.0)
+        plain = Calibration(5.0)
+        report(scores, data, data.class_counts, thresholds=np.zeros(400, np.float32), calibration=plain)
         reported = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -81,7 +81,11 @@ def test_damaged_weights_are_named(tmp_path):
 
 
 def test_post_processing():
+    """Planted mistake: a softmax of the bare cosines, which hardly differs from a straight line."""
     scores = np.array([[1.0, 2.0, 3.0]])
     assert post_process(scores, "none") is scores
-    np.testing.assert_allclose(post_process(scores, "softmax").sum(), 1)
+    odds = np.exp(20 * scores)
+    np.testing.assert_allclose(post_process(scores, "softmax", 20.0), odds / odds.sum())
+    with pytest.raises(ValueError, match="needs the logit_scale"):
+        post_process(scores, "softmax")
     np.testing.assert_allclose(post_process(scores, "l2class"), scores / np.sqrt(14))

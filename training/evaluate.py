@@ -67,10 +67,15 @@ def score_store(
     return scores
 
 
-def post_process(scores: np.ndarray, post: str) -> np.ndarray:
-    """``eval.post`` (METHOD section 10.5): softmax or L2 norm over the classes of each picture, or nothing; [n, C]."""
+def post_process(scores: np.ndarray, post: str, logit_scale: float | None = None) -> np.ndarray:
+    """``eval.post`` (METHOD section 10.5): softmax or L2 norm over the classes of each picture, or nothing; [n, C].
+
+    The softmax is one of logits, ``logit_scale`` * s, as LMPT takes it: of bare cosines it would be almost linear.
+    """
     if post == "softmax":
-        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        if logit_scale is None:
+            raise ValueError("post='softmax' needs the logit_scale that makes logits of the scores, got None")
+        exponentials = np.exp(logit_scale * (scores - scores.max(axis=1, keepdims=True)))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
     if post == "l2class":
         return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-12)
@@ -91,17 +96,17 @@ def report(
 ) -> dict:
     """``multilabel_report`` on raw scores float32 [n, C].
 
-    class_counts: training positives [C], which make the groups. calibration: gives the probabilities for ECE; with
-    ``logit_scale`` alone they are sigmoid(logit_scale * s), uncalibrated.
+    class_counts: training positives [C], which make the groups. calibration: gives the probabilities for ECE.
+    logit_scale: makes logits of the scores, for post ``softmax``; that of ``calibration`` where there is one.
     """
-    if calibration is None and logit_scale is not None:
-        calibration = Calibration(logit_scale)
+    if calibration is not None:
+        logit_scale = calibration.logit_scale
 
     def probabilities(rows: slice) -> np.ndarray:
         return calibration.probabilities(scores[rows])
 
     return multilabel_report(
-        post_process(scores, post),
+        post_process(scores, post, logit_scale),
         data.targets,
         class_counts,
         thresholds=thresholds if post == "none" else None,

@@ -252,7 +252,13 @@ def _validate(session: Session, trainer: StageTrainer, run: RunFolder, *, losses
     results = {}
     for share in trainer.shares if losses else (1.0,):
         with trainer.evaluating(share):
-            result = report(trainer.scores(split), data, session.class_counts, post=session.config.eval.post)
+            result = report(
+                trainer.scores(split),
+                data,
+                session.class_counts,
+                post=session.config.eval.post,
+                logit_scale=session.model.logit_scale.item(),
+            )
             results[share] = {key: result[key] for key in ("mAP", *GROUPS)}
             notes = {"stage": stage.name, "epoch": str(cursor.epoch), f"{split}_mAP": f"{result['mAP']:.4f}"}
             if share == 1:
@@ -335,6 +341,7 @@ def _report_zero_shot(session: Session, run: RunFolder, reports: dict) -> None:
         data,
         session.class_counts,
         post=session.config.eval.post,
+        logit_scale=session.teacher.clip.logit_scale.exp().item(),
         bootstrap=session.config.eval.bootstrap,
         seed=session.config.seed,
     )

@@ -31,7 +31,9 @@ def sweep(
     seeds: Seeds = 1,
     cells: Cells = None,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; else reproduce/sweep-AXIS.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; else reproduce/sweep-AXIS, or -eval with --eval-only.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Run the paper's sweep over alpha, k or the prompt length (Figs 4 and 5), a run a value.

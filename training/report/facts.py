@@ -39,6 +39,11 @@ class RunFacts:
         return self.reports[self.stage]
 
     @property
+    def selected_on(self) -> str:
+        """The split whose mAP chose the epoch, by which metrics.jsonl calls its figures; see ``selection_split``."""
+        return "test" if self.config.eval.select == "best_test" else "val"
+
+    @property
     def groups(self) -> np.ndarray:
         """head, medium or tail of every label, [C]."""
         return class_groups(self.class_counts)

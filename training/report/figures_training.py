@@ -24,6 +24,7 @@ from hpdval_edge.training.report.chart import (
 )
 from hpdval_edge.training.report.curves import co_occurrence
 from hpdval_edge.training.report.facts import RunFacts
+from hpdval_edge.training.report.words import COMPARED_ON
 
 STAGE_NAMES = {"stage1": "Stage 1: student", "stage2": "Stage 2: prompts", "joint": "Joint: all at once"}
 SERIES = {"mAP": ALL_COLOUR, **GROUP_COLOURS}
@@ -33,6 +34,7 @@ LOSSES = {
     "loss_loss": ("total", INK, "-"),
     "loss_cls": ("classification", "#004488", "--"),
     "loss_kd": ("distillation", "#bb5566", "-."),
+    "loss_kd_patches": ("patch distillation", "#ee99aa", (0, (1, 1, 4, 1))),
     "loss_sc": ("consistency", "#997700", ":"),
 }
 MOST_LABELS = 30
@@ -43,14 +45,14 @@ SHARES = LinearSegmentedColormap.from_list("shares", ["#f7f9fc", "#9fc0e4", "#2f
 
 
 def learning_chart(facts: RunFacts) -> Chart:
-    """Validation AP by epoch, and the losses below it, one column a stage."""
+    """AP on the split that chooses the epoch, by epoch, and the losses below it, one column a stage."""
     stages = list(dict.fromkeys(line["stage"] for line in facts.epochs))
     lines = {stage: [line for line in facts.epochs if line["stage"] == stage] for stage in stages}
     told = []
     for stage in stages:
-        values = [line["val"]["mAP"] for line in lines[stage]]
+        values = [line[facts.selected_on]["mAP"] for line in lines[stage]]
         told.append(f"{STAGE_NAMES.get(stage, stage)}: {values[0]:.1f} at its start, {max(values):.1f} at its best")
-    alt = f"Lines of validation mAP by epoch, with the losses below. {'; '.join(told)}."
+    alt = f"Lines of {COMPARED_ON[facts.selected_on]} mAP by epoch, with the losses below. {'; '.join(told)}."
     return draw("learning", alt, lambda narrow: _paint_learning(facts, lines, narrow))
 
 
@@ -64,15 +66,16 @@ def _paint_learning(facts: RunFacts, lines: dict[str, list[dict[str, Any]]], nar
         if column:
             top.sharey(grid[0, 0])
             top.tick_params(labelleft=False)
-        _paint_validation(top, group, facts.reports.get(stage, {}).get("epoch"))
+        figures = [{"epoch": line["epoch"], **line[facts.selected_on]} for line in group]
+        _paint_selection(top, figures, facts.reports.get(stage, {}).get("epoch"))
         _paint_losses(bottom, group)
         # A wide page has room for the full name of each stage.
         name = STAGE_NAMES.get(stage, stage)
         top.set_title(name.partition(":")[0] if narrow else name)
-    grid[0, 0].set_ylabel("validation AP, %")
+    grid[0, 0].set_ylabel(f"{COMPARED_ON[facts.selected_on]} AP, %")
     grid[1, 0].set_ylabel("loss")
-    figure.legend(handles=_loss_handles(facts), loc="outside lower left", ncols=2 if narrow else 4)
-    ends = list(lines.values())[-1][-1]["val"]
+    figure.legend(handles=_loss_handles(facts), loc="outside lower left", ncols=2 if narrow else 5)
+    ends = list(lines.values())[-1][-1][facts.selected_on]
     low, high = grid[0, 0].get_ylim()
     shown = [(key, ends[key], WRITING[key]) for key in SERIES if ends.get(key) is not None]
     label_ends(grid[0, -1], shown, gap=(high - low) * (0.075 if narrow else 0.06))
@@ -88,10 +91,11 @@ def _loss_handles(facts: RunFacts) -> list[Line2D]:
     ]
 
 
-def _paint_validation(axes: Axes, group: list[dict[str, Any]], kept: int | None) -> None:
-    epochs = [line["epoch"] for line in group]
+def _paint_selection(axes: Axes, figures: list[dict[str, Any]], kept: int | None) -> None:
+    """Lines of mAP and the groups over ``figures``, one entry an epoch; a mark on the epoch that was kept."""
+    epochs = [line["epoch"] for line in figures]
     for key, colour in SERIES.items():
-        values = [np.nan if line["val"].get(key) is None else line["val"][key] for line in group]
+        values = [np.nan if line.get(key) is None else line[key] for line in figures]
         axes.plot(epochs, values, color=colour, linewidth=2.4 if key == "mAP" else 1.4, zorder=3 if key == "mAP" else 2)
         if key == "mAP" and kept in epochs:
             place = (kept, values[epochs.index(kept)])

@@ -17,7 +17,7 @@ from hpdval_edge.training.report.curves import Decisions, Reliability
 from hpdval_edge.training.report.differences import differences
 from hpdval_edge.training.report.facts import RunFacts
 from hpdval_edge.training.report.pictures import Card
-from hpdval_edge.training.report.words import data_name, meaning, number, teacher_name
+from hpdval_edge.training.report.words import COMPARED_ON, data_name, meaning, number, selection, teacher_name
 from hpdval_edge.training.run_folder import ZERO_SHOT
 
 ASSETS = files("hpdval_edge.training") / "assets"
@@ -77,6 +77,8 @@ def render(page: Page) -> str:
         differences=differences(facts.config),
         environment=_environment(facts.environment),
         split=facts.result["split"],
+        compared_on=COMPARED_ON[facts.selected_on],
+        selection=selection(facts.config),
     )
 
 

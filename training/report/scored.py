@@ -9,7 +9,7 @@ from hpdval_edge.bundle import Calibration
 from hpdval_edge.errors import BadData
 from hpdval_edge.progress import progress
 from hpdval_edge.training.dataset import LabelledImages, Splits
-from hpdval_edge.training.evaluate import model_scorer, score_store
+from hpdval_edge.training.evaluate import model_scorer, post_process, score_store
 from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.precision import choose_device, set_threads
@@ -34,9 +34,13 @@ class Scored:
         """Bool [n, C]."""
         return self.data.targets == 1
 
+    def ranking(self, post: str) -> np.ndarray:
+        """What pictures are ranked by under ``eval.post``, float32 [n, C]."""
+        return post_process(self.scores, post, self.model.logit_scale.item())
+
     def probabilities(self, *, temperature: float = 1.0, bias: float = 0.0) -> np.ndarray:
         """Float32 [n, C]; without arguments those that training optimised, not calibrated."""
-        return Calibration(float(self.model.logit_scale), temperature, bias).probabilities(self.scores)
+        return Calibration(self.model.logit_scale.item(), temperature, bias).probabilities(self.scores)
 
 
 def score_run(facts: RunFacts, splits: Splits) -> Scored:
@@ -51,7 +55,7 @@ def score_run(facts: RunFacts, splits: Splits) -> Scored:
             f"the labels or splits of {facts.config.data.path} are no longer those that {facts.run.path} saw."
         )
     set_threads(facts.config.train.threads)
-    device = choose_device("auto")
+    device = choose_device(facts.config.train.device)
     model, _, _ = load_model(facts.weights)
     model = model.to(device)
     cache = CACHE if facts.config.data.cache else None

@@ -15,10 +15,16 @@ GROUP_MEANS = {
     "medium": "with 20 to 99 training pictures",
     "tail": "with fewer than 20 training pictures",
 }
+# By eval.select, what the reported split has chosen: on test pictures, and where there is no test split.
 SEEN = {
-    "test": "test split, which chose nothing in training",
-    "val": "validation split, which also chose the epoch and the thresholds, so that they flatter",
+    ("test", "last"): "test split, which chose nothing in training",
+    ("test", "best_val"): "test split, which chose nothing in training",
+    ("test", "best_test"): "test split, WHICH ALSO CHOSE THE EPOCH (eval.select=best_test), so that they flatter",
+    ("val", "last"): "validation split, which also chose the thresholds, so that those flatter",
+    ("val", "best_val"): "validation split, which also chose the epoch and the thresholds, so that they flatter",
 }
+# The split whose mAP the epochs were compared by.
+COMPARED_ON = {"val": "validation", "test": "test"}
 # Differences smaller than this, in percent, are called no change.
 SAME = 0.05
 
@@ -44,6 +50,14 @@ def teacher_name(config: Config) -> str:
     return f"{Path(name).name}{colon}{Path(weights).name}"
 
 
+def selection(config: Config) -> str:
+    """Which epoch was kept, as the page's section on learning says it."""
+    if config.eval.select == "last":
+        return "The last epoch is kept whatever it scores."
+    split = "validation split" if config.eval.select == "best_val" else "TEST SPLIT (eval.select=best_test)"
+    return f"The epoch of the highest mAP on the {split} is kept."
+
+
 def meaning(facts: RunFacts, decisions: Decisions | None, calibration: Reliability | None) -> list[str]:
     """Sentences about the last stage's report; those that need scores are left out where there are none."""
     sentences = [
@@ -62,11 +76,11 @@ def meaning(facts: RunFacts, decisions: Decisions | None, calibration: Reliabili
 
 def _overall(facts: RunFacts) -> str:
     result = facts.result
-    interval = _interval(facts, facts.stage)
+    seen, interval = SEEN[result["split"], facts.config.eval.select], _interval(facts, facts.stage)
     sure = f" With other pictures it would mostly lie in {interval[0]:.1f} to {interval[1]:.1f}." if interval else ""
     return (
         f"Mean average precision (mAP) is {number(result['mAP'])} of 100 on {result['n_images']} pictures of the "
-        f"{SEEN[result['split']]}. 100 means that, for every label, each picture that shows it scores above each that "
+        f"{seen}. 100 means that, for every label, each picture that shows it scores above each that "
         f"does not.{sure}"
     )
 
@@ -105,9 +119,10 @@ def _against_stage1(facts: RunFacts) -> list[str]:
 
 
 def _kept_starts(facts: RunFacts) -> list[str]:
-    """Stages that changed nothing: their best validation mAP came before the first step."""
+    """Stages that changed nothing: their best mAP on the selecting split came before the first step."""
+    split = COMPARED_ON[facts.selected_on]
     return [
-        f"In {name} no epoch raised the validation mAP, so what it started from was kept."
+        f"In {name} no epoch raised the {split} mAP, so what it started from was kept."
         for name, report in facts.reports.items()
         if name != ZERO_SHOT and report["epoch"] == 0
     ]

@@ -9,7 +9,6 @@ from hpdval_edge.atomic import write_file, write_text
 from hpdval_edge.errors import HpedgeError, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import Splits
-from hpdval_edge.training.evaluate import post_process
 from hpdval_edge.training.report import curves
 from hpdval_edge.training.report.chart import Chart
 from hpdval_edge.training.report.facts import RunFacts, read_facts
@@ -38,11 +37,6 @@ class Report:
     path: Path
     plots: tuple[Path, ...]
     notes: tuple[str, ...]
-
-
-def write_report(run: RunFolder, out: Path | None = None) -> Path:
-    """Write a finished run's report and return its path; see ``build_report``."""
-    return build_report(run, out).path
 
 
 def build_report(run: RunFolder, out: Path | None = None) -> Report:
@@ -102,8 +96,7 @@ def _collect(facts: RunFacts, splits: Splits | None, scored: Scored | None, note
     if scored is not None:
         thresholds = np.array(facts.thresholds["values"], np.float32)
         decisions = curves.decide(scored.scores, scored.positive, thresholds)
-        ranking = post_process(scored.scores, facts.config.eval.post)
-        charts.append(precision_recall_chart(facts, ranking, scored.positive))
+        charts.append(precision_recall_chart(facts, scored.ranking(facts.config.eval.post), scored.positive))
         series = _calibration_series(facts, scored)
         charts.append(calibration_chart(series))
         calibration = next(reversed(series.values()))
@@ -134,7 +127,7 @@ def _calibration_series(facts: RunFacts, scored: Scored) -> dict[str, curves.Rel
 
 def _changes(facts: RunFacts, scored: Scored, decisions: curves.Decisions) -> list[str]:
     """Notes where the pictures or the thresholds of today are not those that metrics.json reports on."""
-    ap = curves.mean_average_precision(post_process(scored.scores, facts.config.eval.post), scored.positive)
+    ap = curves.mean_average_precision(scored.ranking(facts.config.eval.post), scored.positive)
     recorded = facts.result
     if len(scored.data) != recorded["n_images"] or abs(ap - recorded["mAP"]) >= SAME:
         return [

@@ -54,6 +54,7 @@ def as_entry(result: Result) -> dict[str, Any]:
         "seed": plan.seed,
         "reads": plan.cell.reads,
         "run": result.run,
+        "weights": result.weights,
         "seconds": round(result.seconds, 1),
         "error": result.error,
         "settings": plan.settings(),

@@ -1,5 +1,6 @@
 """Cells one by one: what is done is not run again, what was interrupted goes on, stage 1 is trained once and shared."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -8,28 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from hpdval_edge.atomic import write_file
-from hpdval_edge.config import Config, as_table, flatten
+from hpdval_edge.config import as_table, flatten, load_config, override
+from hpdval_edge.config_keys import FREE_KEYS, among, same_value
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.reproduce.plans import Plan, donor
-from hpdval_edge.training.reproduce.scoring import sweep_reports, zero_shot_report
-from hpdval_edge.training.run_folder import RUNS, ZERO_SHOT, RunFolder, create_run
+from hpdval_edge.training.reproduce.scoring import sweep_reports, teacher_sha256, zero_shot_report
+from hpdval_edge.training.run_folder import RUNS, ZERO_SHOT, RunFolder, create_run, reported_weights
 from hpdval_edge.training.train import TrainOptions, train
 
 CELL_FILE = "cell.json"
 METRICS = "metrics.json"
-DEFAULTS = flatten(as_table(Config()))
+# What a key that a later version brought stood at before: the paper knows nothing of it.
+BEFORE = flatten(as_table(load_config(preset="paper", values={"data.path": "any"})))
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A cell's outcome: its report (``multilabel_report``), or why there is none. run: its folder, empty without."""
+    """A cell's outcome: its report (``multilabel_report``), or why there is none.
+
+    run: its folder, empty without. weights: for a report that is not kept in a run, sha256 of what gave it.
+    """
 
     plan: Plan
     report: dict[str, Any] | None
     seconds: float
     run: str = ""
     error: str = ""
+    weights: str = ""
 
 
 def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[Result], None]) -> list[Result]:
@@ -54,11 +61,19 @@ def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[
 
 
 def _zero_shot(plan: Plan, known: dict[str, dict]) -> Result:
-    entry = known.get(plan.name)
-    if entry and entry["settings"] == plan.settings() and entry["report"]:
-        return Result(plan, entry["report"], entry["seconds"])
+    entry, weights = known.get(plan.name), teacher_sha256(plan.config)
+    if _still_holds(entry, plan, weights):
+        return Result(plan, entry["report"], entry["seconds"], weights=weights)
     started = time.monotonic()
-    return Result(plan, zero_shot_report(plan.config, plan.cell.post), time.monotonic() - started)
+    report = zero_shot_report(plan.config, plan.cell.post)
+    return Result(plan, report, time.monotonic() - started, weights=weights)
+
+
+def _still_holds(entry: dict[str, Any] | None, plan: Plan, weights: str) -> bool:
+    """Whether an entry of cells.json is the report of ``plan`` with these weights; older ones do not say of which."""
+    if entry is None or not entry["report"]:
+        return False
+    return entry["settings"] == plan.settings() and entry.get("weights") == weights
 
 
 def train_cell(plan: Plan, giver: Plan | None) -> Result:
@@ -72,6 +87,7 @@ def train_cell(plan: Plan, giver: Plan | None) -> Result:
     if giver is not None:
         _adopt_stage1(run, RunFolder(RUNS / giver.name))
     if not is_done(run, plan):
+        _take_free_values(run, plan)
         stage = "1" if plan.cell.reads == "stage1" else "all"
         started = time.monotonic()
         try:
@@ -107,14 +123,21 @@ def open_run(plan: Plan) -> RunFolder:
 def _refuse_changes(run: RunFolder, plan: Plan) -> None:
     if not (run.path / CELL_FILE).is_file():
         raise UsageError(f"{run.path} was not made by this command; rename or remove it.")
-    # A key that a later version brought stood at its default before.
-    before, now = {**DEFAULTS, **run.read_json(CELL_FILE)["settings"]}, plan.settings()
-    changed = [key for key in now if before[key] != now[key]]
+    before, now = {**BEFORE, **run.read_json(CELL_FILE)["settings"]}, plan.settings()
+    changed = [key for key in now if not same_value(before[key], now[key])]
     if changed:
         listed = ", ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in changed)
         raise UsageError(
             f"{run.path} began with other settings ({listed}); keep them, or remove the folder to run it anew."
         )
+
+
+def _take_free_values(run: RunFolder, plan: Plan) -> None:
+    """Let the rest of an unfinished run follow this call where that changes no result, e.g. its ``train.device``."""
+    flat = flatten(as_table(plan.config))
+    config = override(run.config(), {key: value for key, value in flat.items() if among(key, FREE_KEYS)})
+    if config != run.config():
+        run.write_config(config)
 
 
 def _adopt_stage1(run: RunFolder, giver: RunFolder) -> None:
@@ -144,19 +167,20 @@ def evaluate_plans(
 
     Args:
         axis: ``fuse.alpha`` or ``fuse.topk``.
-        known: results of an earlier call by plan name, used where ``base`` and the value are the same.
+        known: results of an earlier call by plan name, used where the weights and the value are the same.
     """
     trained = train_cell(base, None)
     run = RunFolder(Path(trained.run))
+    weights = hashlib.sha256(reported_weights(run).read_bytes()).hexdigest()
     stored = [known.get(plan.name) for plan in plans]
-    if not all(e and e["report"] and e["settings"] == p.settings() for e, p in zip(stored, plans, strict=True)):
+    if not all(_still_holds(entry, plan, weights) for entry, plan in zip(stored, plans, strict=True)):
         say(f"scoring {run.path} with {len(plans)} values of {axis}")
         started = time.monotonic()
-        reports = sweep_reports(run, axis, [plan.cell.values[axis] for plan in plans])
+        reports = sweep_reports(run, axis, [plan.cell.values[axis] for plan in plans], device=base.config.train.device)
         share = (time.monotonic() - started) / len(plans)
         stored = [{"report": report, "seconds": share} for report in reports]
     results = [
-        Result(plan, entry["report"], entry["seconds"], run=str(run.path))
+        Result(plan, entry["report"], entry["seconds"], run=str(run.path), weights=weights)
         for plan, entry in zip(plans, stored, strict=True)
     ]
     for result in results:

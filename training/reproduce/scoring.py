@@ -20,31 +20,35 @@ from hpdval_edge.training.teacher import load_teacher
 def zero_shot_report(config: Config, post: str) -> dict:
     """The teacher's own cosine with "a photo of a {class}." on the evaluation split.
 
-    post: ``none``, or ``softmax`` over the classes of CLIP's logits, cosine times its own logit scale, as LMPT has it;
-    a softmax of the bare cosines would be almost linear.
+    post: ``none``, or ``softmax`` over the classes of CLIP's logits, cosine times its own logit scale, as LMPT has it.
     """
     session = prepare(config)
     split, data = session.evaluation_split()
-    scale = float(session.teacher.clip.logit_scale.exp())
     result = report(
-        scale * session.zero_shot[split],
+        session.zero_shot[split],
         data,
         session.class_counts,
         post=post,
+        logit_scale=session.teacher.clip.logit_scale.exp().item(),
         bootstrap=config.eval.bootstrap,
         seed=config.seed,
     )
     return {"split": split, "epoch": 0, **result}
 
 
-def sweep_reports(run: RunFolder, axis: str, values: Sequence[str]) -> list[dict]:
+def teacher_sha256(config: Config) -> str:
+    """sha256 of the teacher's weights and preprocessing."""
+    return load_teacher(config.teacher.spec, torch.device("cpu")).fingerprint
+
+
+def sweep_reports(run: RunFolder, axis: str, values: Sequence[str], *, device: str) -> list[dict]:
     """Reports of the run's selected weights, one for each value of ``fuse.alpha`` or ``fuse.topk``.
 
-    The pictures pass through the student once for all values.
+    The pictures pass through the student once for all values, on ``device`` (as ``train.device`` names it).
     """
     config = run.config()
     model, labels, metadata = load_model(reported_weights(run))
-    device = choose_device(config.train.device)
+    chosen = choose_device(device)
     splits = load_data(config)
     split = "test" if splits.test is not None else "val"
     data = getattr(splits, split)
@@ -52,7 +56,7 @@ def sweep_reports(run: RunFolder, axis: str, values: Sequence[str]) -> list[dict
         raise UsageError(f"the labels of {config.data.path} are no longer those {run.path} was trained with.")
     store = make_stores(config, splits, model.student.spec.image_size, (split,))[split]
     with progress("scoring", len(store)) as update:
-        scores = score_store(sweep_scorer(model.to(device), device, axis, values), store, on_progress=update)
+        scores = score_store(sweep_scorer(model.to(chosen), chosen, axis, values), store, on_progress=update)
     epoch = int(metadata["epoch"])
     return [
         {
@@ -61,8 +65,9 @@ def sweep_reports(run: RunFolder, axis: str, values: Sequence[str]) -> list[dict
             **report(
                 block,
                 data,
-                splits.train.class_counts,
+                splits.class_counts,
                 post=config.eval.post,
+                logit_scale=model.logit_scale.item(),
                 bootstrap=config.eval.bootstrap,
                 seed=config.seed,
             ),
