@@ -12,9 +12,11 @@ import pytest
 
 from hpdval_edge import Predictor, cli, load_bundle
 from hpdval_edge.bundle import Calibration, sha256
+from hpdval_edge.errors import UsageError
 from hpdval_edge.training.calibration import calibration_quality, fit_calibration, fit_entry
 from hpdval_edge.training.dataset import LabelledImages
 from hpdval_edge.training.evaluate import report, score_store
+from hpdval_edge.training.measure import check_images, named_pictures
 from hpdval_edge.training.metrics import calibration_error
 from hpdval_edge.training.thresholds import F1, Objective, fit
 
@@ -268,6 +270,20 @@ def test_a_folder_gives_its_validation_part(hpedge, tiny):
     assert by_folder == by_list
 
 
+def test_a_folder_without_a_validation_part_is_refused(tiny, tmp_path):
+    """Planted mistake: a part held out of its training list, which the run may have learnt from."""
+    shutil.copy(tiny / "train.csv", tmp_path / "train.csv")
+    labels = tuple((tiny / "labels.txt").read_text().splitlines())
+    for part, name in (("val", "validation"), ("test", "test")):
+        with pytest.raises(UsageError, match=f"has no {name} part; pass a list or CSV file"):
+            named_pictures(str(tmp_path), str(tiny), labels, part)
+        assert named_pictures(str(tiny), None, labels, part)[0] == part
+    with pytest.raises(UsageError, match="--data demo brings its own pictures; leave --images out"):
+        named_pictures("demo", str(tiny), labels, "val")
+    with pytest.raises(UsageError, match="belongs to a --data list"):
+        check_images("folder")
+
+
 def test_a_zipped_bundle_stays_as_it_is(hpedge, tiny):
     shutil.make_archive("model", "zip", "runs/tiny", "model.hpedge")
     shutil.move("model.zip", "zipped.hpedge")
@@ -299,6 +315,7 @@ def test_a_bundle_with_more_labels_is_left_alone(hpedge, work):
         (["absent"], 2, "is no run"),
         (["--objective", "f2"], 2, "objective 'f2' is not f1, precision=P or recall=R"),
         (["--data", "absent.csv"], 2, "absent.csv"),
+        (["--images", "x"], 2, "belongs to a --data list"),
         (["absent.hpedge", "--data", "x.csv"], 2, "does not exist"),
     ],
 )

@@ -1,6 +1,7 @@
 """Schedule, sampler, averaging, distances, and what each stage may change (METHOD sections 7, 9, 15 row 12)."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.training.averages import Ema
 from hpdval_edge.training.sampling import epoch_order
 from hpdval_edge.training.schedule import learning_rate_factor
-from hpdval_edge.training.session import prepare
+from hpdval_edge.training.session import _patch_teacher, prepare
 from hpdval_edge.training.stages import StageTrainer, distance, plan_stages
 
 
@@ -246,3 +247,14 @@ def test_patches_are_distilled_from_the_teachers_own(tiny_values, tmp_path, monk
     assert trainer_of(prepare(load_config(values=values)), 2).teacher_tokens is None
     with pytest.raises(UsageError, match=r"the teacher has 4 x 4 and the student \d+ x \d+"):
         prepare(load_config(values={**values, "student.name": "test_vit", "student.init": "random"}))
+
+
+def test_cutouts_of_two_sizes_are_refused(session):
+    """Planted mistake: teacher and student shown a square cut out of different places."""
+    session = dataclasses.replace(session, config=override(session.config, {"kd.patches": "1", "data.aug": "strong"}))
+    pictures, device = session.stores["train"], session.device
+    found = _patch_teacher(session.teacher, session.model.student, pictures, session.config, device)
+    assert found[1] is pictures
+    student = SimpleNamespace(grid=session.model.student.grid, spec=SimpleNamespace(image_size=64))
+    with pytest.raises(UsageError, match="the teacher's have 32 px and the student's 64"):
+        _patch_teacher(session.teacher, student, pictures, session.config, device)
