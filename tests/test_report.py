@@ -21,11 +21,11 @@ from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.model_card import CHOSEN
 from hpdval_edge.training.report import build_report, write
 from hpdval_edge.training.report.chart import GROUP_COLOURS
-from hpdval_edge.training.report.facts import ZERO_SHOT, read_facts
+from hpdval_edge.training.report.facts import read_facts
 from hpdval_edge.training.report.page import render
 from hpdval_edge.training.report.words import meaning, selection
 from hpdval_edge.training.report.write import _collect
-from hpdval_edge.training.run_folder import RunFolder
+from hpdval_edge.training.run_folder import ZERO_SHOT, RunFolder
 
 VOID = {"meta", "link", "img", "source", "br"}
 SECTIONS = ("meaning", "groups", "learning", "labels", "curves", "together", "calibration", "thresholds", "pictures",
