@@ -16,11 +16,10 @@ def among(key: str, names: Iterable[str]) -> bool:
 
 def same_value(one: Any, other: Any) -> bool:
     """Whether two values of a key mean the same: 1.0, "1" and "1.0" do, since a key that takes words is a text."""
-    if one == other:
-        return True
+    # Python takes True for 1.
     if isinstance(one, bool) or isinstance(other, bool):
-        return False
+        return one is other
     try:
-        return float(one) == float(other)
+        return one == other or float(one) == float(other)
     except (TypeError, ValueError):
         return False
