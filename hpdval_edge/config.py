@@ -65,11 +65,14 @@ class StudentConfig:
 
 @dataclass(frozen=True, slots=True)
 class KdConfig:
-    """Distillation of the class token (eq. 2), and, with weight ``patches``, of the patches (not of the paper)."""
+    """Distillation of the class token (eq. 2), and, with weight ``patches``, of the patches (not of the paper).
+
+    weight: a number, or auto: 1 for a student that starts from CLIP, else 0.
+    """
 
     space: Literal["embed", "hidden"] = "embed"
     reduction: Literal["mean", "sum"] = "mean"
-    weight: float = 1.0
+    weight: str = "auto"
     patches: float = 0.0
 
 
@@ -101,7 +104,7 @@ class PromptConfig:
     global_: Literal["learn", "fixed"] = "learn"
     local: Literal["learn", "fixed"] = "learn"
     period: bool = True
-    residual: bool = False
+    residual: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class LossConfig:
     tau: float = 0.1
     beta: float = 10.0
     mu: float = 0.3
-    kappa: float = 0.05
+    kappa: float = 1.0
     lam: float = 5.0
 
 
@@ -336,6 +339,19 @@ def load_config(
 
 def validate(config: Config) -> Config:
     """Return ``config`` as it is; UsageError names the first value out of its range."""
+    _check_signs(config)
+    for key, value in {"fuse.alpha": config.fuse.alpha, "data.val_fraction": config.data.val_fraction}.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"{key}={value} must lie in [0, 1].")
+    if not 0 <= config.train.ema < 1:
+        raise UsageError(f"train.ema={config.train.ema} must lie in [0, 1); 0 turns it off.")
+    _check_word_or_number("kd.weight", config.kd.weight, ("auto", "0"))
+    _check_word_or_number("sim.logit_scale", config.sim.logit_scale, ("learn",))
+    _check_word_or_number("loss.pos_scale", config.loss.pos_scale, ("eq14", "one_plus", "none"))
+    return config
+
+
+def _check_signs(config: Config) -> None:
     positive = {
         "train.batch_size": config.train.batch_size,
         "train.stage2.lr": config.train.stage2.lr,
@@ -347,7 +363,6 @@ def validate(config: Config) -> Config:
     for key, value in {
         "seed": config.seed,
         "fuse.topk": config.fuse.topk,
-        "kd.weight": config.kd.weight,
         "kd.patches": config.kd.patches,
         "sc.weight": config.sc.weight,
         "train.stage1.lr": config.train.stage1.lr,
@@ -364,14 +379,6 @@ def validate(config: Config) -> Config:
         # Written so that nan is refused too.
         if not value >= 0:
             raise UsageError(f"{key}={value} must not be negative.")
-    for key, value in {"fuse.alpha": config.fuse.alpha, "data.val_fraction": config.data.val_fraction}.items():
-        if not 0 <= value <= 1:
-            raise UsageError(f"{key}={value} must lie in [0, 1].")
-    if not 0 <= config.train.ema < 1:
-        raise UsageError(f"train.ema={config.train.ema} must lie in [0, 1); 0 turns it off.")
-    _check_word_or_number("sim.logit_scale", config.sim.logit_scale, ("learn",))
-    _check_word_or_number("loss.pos_scale", config.loss.pos_scale, ("eq14", "one_plus", "none"))
-    return config
 
 
 def _check_word_or_number(key: str, value: str, words: tuple[str, ...]) -> None:
@@ -380,6 +387,6 @@ def _check_word_or_number(key: str, value: str, words: tuple[str, ...]) -> None:
     try:
         number = float(value)
     except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
+        number = math.nan
+    if not (0 < number < math.inf or (number == 0 and "0" in words)):
         raise UsageError(f"{key}={value!r} is neither {' nor '.join(words)} nor a positive number.")

@@ -10,10 +10,20 @@ DEMO_STUDENT = {
     "train.stage1.lr": 1e-3,
     "train.stage2.lr": 2e-3,
 }
-PRINTED_STEPS = {"train.stage1.lr": 1e-5, "train.stage2.lr": 5e-6, "train.stage1.head_lr_mult": 1.0}
+# What presets paper and release have in common, and recommended has otherwise.
+PRINTED = {
+    "kd.weight": "1",
+    "loss.kappa": 0.05,
+    "prompt.residual": False,
+    "train.stage1.lr": 1e-5,
+    "train.stage2.lr": 5e-6,
+    "train.stage1.head_lr_mult": 1.0,
+    "train.wise": "off",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {},
     "paper": {
+        **PRINTED,
         "student.name": "vit_base_patch16_224.augreg_in1k",
         "student.init": "imagenet",
         "student.embed": "mlp2",
@@ -22,12 +32,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.pos_scale": "eq14",
         "prompt.init": "gaussian",
         "sc.target": "global",
-        **PRINTED_STEPS,
         "train.ema": 0.0,
-        "train.wise": "off",
         "eval.select": "last",
     },
     "release": {
+        **PRINTED,
         "student.init": "clip",
         "student.embed": "clip_proj",
         "sim.kind": "l2class",
@@ -40,10 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.focal": "batch",
         "prompt.init": "words",
         "sc.target": "local",
-        **PRINTED_STEPS,
         "train.stage2.lr": 1e-5,
         "train.batch_size": 16,
-        "train.wise": "off",
         "data.aug": "strong",
     },
 }

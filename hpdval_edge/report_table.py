@@ -4,15 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 GROUPS = ("mAP", "head", "medium", "tail")
+DIGITS = {"std": 2, "OF1": 2, "CF1": 2, "ECE": 4}
 
 
 def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows of {name: report of multilabel_report}: AP in percent with its 95 % bootstrap interval, std, F1, ECE."""
-    columns = ["", *GROUPS, "std", "OF1", "CF1", "ECE"]
+    columns = ["", *GROUPS, *DIGITS]
     rows = [columns]
     for name, report in reports.items():
         rows.append(
-            [name, *(_cell(report, group) for group in GROUPS), *(_number(report.get(key)) for key in columns[5:])]
+            [
+                name,
+                *(_cell(report, group) for group in GROUPS),
+                *(_number(report.get(key), DIGITS[key]) for key in DIGITS),
+            ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     lines = [
@@ -31,8 +36,8 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, note])
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _cell(report: Mapping[str, Any], group: str) -> str:

@@ -91,7 +91,7 @@ def test_demo_settings_follow_its_own_student_only():
         ("train.stage1.weight_decay", "-1", "must not be negative"),
         ("eval.bootstrap", "-1", "must not be negative"),
         ("seed", "-1", "must not be negative"),
-        ("kd.weight", "nan", "must not be negative"),
+        ("kd.weight", "nan", "neither auto nor 0 nor a positive number"),
         ("preset", "fast", "preset 'fast' is not one of"),
     ],
 )

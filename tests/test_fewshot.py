@@ -229,7 +229,7 @@ def test_summed_weights_make_the_steps_of_the_summed_loss(tiny_values, tmp_path,
         trainer.train_epoch(stop=lambda: False, on_progress=lambda done, total: None)
         return {name: value.detach() - start[name] for name, value in session.model.named_parameters()}
 
-    config = load_config(values=values)
+    config = load_config(values={**values, "kd.weight": "1"})
     literal = trained(config, Sum)
     ours = trained(fewshot_episode.summed(config, pictures=48, labels=4), lambda loss: loss)
     plain = trained(config, lambda loss: loss)
@@ -245,7 +245,7 @@ def test_only_asl_is_summed(tiny_values):
     """Planted mistake: kd.patches left as it was, 20 times the other terms."""
     config = load_config(values={**tiny_values, "loss.name": "db"})
     assert fewshot_episode.summed(config, pictures=4, labels=6) == config
-    config = load_config(values={**tiny_values, "loss.name": "asl", "kd.patches": "2"})
+    config = load_config(values={**tiny_values, "loss.name": "asl", "kd.weight": "1", "kd.patches": "2"})
     asl = fewshot_episode.summed(config, pictures=4, labels=5)
     assert (float(asl.kd.weight), asl.kd.patches, asl.sc.weight) == pytest.approx((1 / 20, 2 / 20, 1 / 20))
 

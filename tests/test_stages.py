@@ -168,7 +168,13 @@ def test_joint_halves_and_spaces_weigh_as_they_should(tiny_values, tmp_path, mon
     """Planted mistakes: kd of the other space, kd not halved, mean and sum exchanged."""
     monkeypatch.chdir(tmp_path)
     whole = {"kd.space": space, "train.batch_size": "48", "data.aug": "none", "train.amp": "off", "sc.target": "global"}
-    whole |= {"student.init": "random", "student.name": "clip-vit", "prompt.init": "gaussian", "train.mode": "joint"}
+    whole |= {
+        "student.init": "random",
+        "student.name": "clip-vit",
+        "prompt.init": "gaussian",
+        "train.mode": "joint",
+        "kd.weight": "1",
+    }
     for reduction in ("mean", "sum"):
         values = {**tiny_values, **whole, "kd.reduction": reduction, "sc.reduction": reduction}
         session = prepare(load_config(values=values))
@@ -258,3 +264,19 @@ def test_cutouts_of_two_sizes_are_refused(session):
     student = SimpleNamespace(grid=session.model.student.grid, spec=SimpleNamespace(image_size=64))
     with pytest.raises(UsageError, match="the teacher's have 32 px and the student's 64"):
         _patch_teacher(session.teacher, student, pictures, session.config, device)
+
+
+def test_distillation_is_left_out_where_the_student_does_not_start_from_clip(
+    tiny_values, tmp_path, monkeypatch, capsys
+):
+    """Planted mistakes: no word about it; weight 1 for every student."""
+    monkeypatch.chdir(tmp_path)
+    own = prepare(load_config(values=tiny_values))
+    assert own.config.kd.weight == "1"
+    assert "kd.weight" not in capsys.readouterr().err
+    other = prepare(load_config(values={**tiny_values, "student.init": "random"}))
+    assert (other.config.kd.weight, other.train_embeddings) == ("0", None)
+    assert "try --set kd.weight=1" in capsys.readouterr().err
+    trainer = trainer_of(other, 1)
+    one_step(trainer)
+    assert "kd" not in trainer.cursor.sums

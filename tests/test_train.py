@@ -290,7 +290,7 @@ def test_a_cnn_student_trains_with_the_hidden_teacher_refused(tiny_values, tmp_p
     assert run.config().fuse.topk == 2
     assert run.config().train.stage1.lr == pytest.approx(1e-3)
     with pytest.raises(UsageError, match=r"kd\.space=hidden compares the teacher's 32 hidden numbers"):
-        train(load_config(values={**values, "kd.space": "hidden"}), TrainOptions(), {})
+        train(load_config(values={**values, "kd.space": "hidden", "kd.weight": "1"}), TrainOptions(), {})
 
 
 def test_names_and_runs_that_do_not_fit(tiny_run, tiny_values, monkeypatch):

@@ -43,7 +43,7 @@ class Session:
     fixed: Tensor
     model: DualView
     zero_shot: dict[str, np.ndarray]
-    train_embeddings: np.ndarray
+    train_embeddings: np.ndarray | None
     patch_teacher: tuple[Student, ImageStore] | None
 
     @property
@@ -163,6 +163,11 @@ def prepare(config: Config) -> Session:
     teacher = load_teacher(config.teacher.spec, device)
     torch.manual_seed(config.seed)
     student, resolved = make_student(config.student, teacher)
+    if config.kd.weight == "auto" and resolved.init != "clip":
+        say(
+            "note: kd.weight=auto is 0 for a student that does not start from CLIP, see docs/method.md; with a strong "
+            "teacher try --set kd.weight=1"
+        )
     config = _resolve(replace(config, student=resolved), student)
     names = ("train", "val", "test")
     stores = make_stores(config, splits, resolved.image_size, names)
@@ -170,8 +175,10 @@ def prepare(config: Config) -> Session:
     texts = tuple(class_texts(splits.train.labels, config.data.class_names))
     with torch.no_grad():
         fixed = teacher.text.encode_prompts(fixed_prompts(texts, period=config.prompt.period)).float()
-    embeddings = {name: _embeddings(teacher, views, name, config, device) for name in views}
-    if config.kd.space == "hidden" and embeddings["train"].shape[1] != student.width:
+    distils = float(config.kd.weight) > 0
+    looked_at = [name for name in views if distils or name != "train"]
+    embeddings = {name: _embeddings(teacher, views, name, config, device) for name in looked_at}
+    if distils and config.kd.space == "hidden" and embeddings["train"].shape[1] != student.width:
         raise UsageError(
             f"kd.space=hidden compares the teacher's {embeddings['train'].shape[1]} hidden numbers with the student's "
             f"{student.width}; use kd.space=embed."
@@ -186,7 +193,7 @@ def prepare(config: Config) -> Session:
         fixed=fixed.to(device),
         model=make_model(config, student, fixed).to(device),
         zero_shot=_zero_shot(embeddings, fixed, teacher, views, config, device),
-        train_embeddings=embeddings["train"],
+        train_embeddings=embeddings.get("train"),
         patch_teacher=_patch_teacher(teacher, student, views["train"], config, device),
     )
     session.selection_split()
@@ -244,6 +251,7 @@ def _resolve(config: Config, student: Student) -> Config:
         "fuse.topk": max(1, student.num_patches // 2) if few else RECOMMENDED_TOPK,
         "train.stage1.lr": CLIP_LR if from_clip and config.student.tune == "all" else OTHER_LR,
         "train.stage1.head_lr_mult": 1.0 if from_clip and projection else NEW_HEAD_LR_MULT,
+        "kd.weight": "1" if from_clip else "0",
         # A random embedding layer makes the start worthless.
         "train.wise": "on" if from_clip and projection else "off",
     }

@@ -37,12 +37,15 @@ class Stage:
 
 
 def plan_stages(config: Config) -> tuple[Stage, ...]:
-    """Two stages (eqs 16, 17), or the joint run of Table V: L_cls + (L_kd + L_sc) / 2 over all parameters."""
-    kd, sc, train = config.kd, config.sc.weight, config.train
+    """Plan of a resolved configuration.
+
+    Two stages (eqs 16, 17), or the joint run of Table V: L_cls + (L_kd + L_sc) / 2 over all parameters.
+    """
+    kd, patches, sc, train = float(config.kd.weight), config.kd.patches, config.sc.weight, config.train
     if train.mode == "joint":
-        return (Stage("joint", 1, True, True, kd.weight / 2, kd.patches / 2, sc / 2, train.stage1),)
+        return (Stage("joint", 1, True, True, kd / 2, patches / 2, sc / 2, train.stage1),)
     return (
-        Stage("stage1", 1, True, False, kd.weight, kd.patches, 0.0, train.stage1),
+        Stage("stage1", 1, True, False, kd, patches, 0.0, train.stage1),
         Stage("stage2", 2, False, True, 0.0, 0.0, sc, train.stage2),
     )
 
@@ -50,7 +53,7 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
 @dataclass(frozen=True, slots=True)
 class TrainingData:
     """Everything a stage reads: the picture stores by split, and of the training split targets uint8 [n, C], teacher
-    embeddings [n, E] and P^H [C, E].
+    embeddings [n, E] (None where they are not distilled) and P^H [C, E].
 
     cache: folder for what other runs can use too, or None. patch_teacher: what gives the teacher's patches, and the
     training pictures at its size; None where patches are not distilled.
@@ -58,7 +61,7 @@ class TrainingData:
 
     stores: Mapping[str, ImageStore]
     targets: np.ndarray
-    teacher: np.ndarray
+    teacher: np.ndarray | None
     fixed: Tensor
     cache: Path | None
     patch_teacher: tuple[Student, ImageStore] | None = None

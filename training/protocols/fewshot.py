@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpdval_edge.atomic import write_text
-from hpdval_edge.config import Config, as_table, load_config
+from hpdval_edge.config import Config, as_table, load_config, override
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import LabelledImages
@@ -119,8 +119,10 @@ def _splits(dataset: str, root: Path, mixed: str, support: str) -> FewShot:
 
 
 def _config(values: Mapping[str, str], data: Mapping[str, str]) -> Config:
-    # The demo set, the default, would bring a teacher of its own.
-    return load_config(values={"loss.name": "asl", "data.path": "base", **values, **data})
+    # The demo set, the default, would bring a teacher of its own. The protocol distils whatever the student starts from
+    # (METHOD section 11).
+    config = load_config(values={"loss.name": "asl", "data.path": "base", **values, **data})
+    return override(config, {"kd.weight": "1"}) if config.kd.weight == "auto" else config
 
 
 def _base_run(dataset: str, splits: FewShot, values: Mapping[str, str], out: Path) -> RunFolder:

@@ -94,6 +94,6 @@ def summed(config: Config, *, pictures: int, labels: int) -> Config:
     share = 1 / (min(config.train.batch_size, pictures) * labels)
     return replace(
         config,
-        kd=replace(config.kd, weight=config.kd.weight * share, patches=config.kd.patches * share),
+        kd=replace(config.kd, weight=str(float(config.kd.weight) * share), patches=config.kd.patches * share),
         sc=replace(config.sc, weight=config.sc.weight * share),
     )
