@@ -297,6 +297,7 @@ def whole_batch_losses(values, folder, monkeypatch, number, **options):
     """Prepare a run whose single batch is its training set, take one step of a stage, return (before, losses)."""
     monkeypatch.chdir(folder)
     options = {"data.aug": "none", "train.amp": "off", "train.ema": "0", "train.batch_size": "48", **options}
+    options |= {"kd.weight": "1", "loss.kappa": str(VOC["kappa"])}
     session = prepare(load_config(values={**values, **options}))
     stage = next(stage for stage in plan_stages(session.config) if stage.number == number)
     if stage.trains_prompts:
@@ -312,7 +313,7 @@ def whole_batch_losses(values, folder, monkeypatch, number, **options):
 
 
 def classification_by_hand(session, cls, patches, text_global, text_local):
-    """Eqs 4 to 15 at the run's own settings: recommended, so r by instance and 1 + w_i."""
+    """Eqs 4 to 15 at the run's own settings: recommended save for kappa, so r by instance and 1 + w_i."""
     targets, settings = session.splits.train.targets.tolist(), session.config.fuse
     counts = [sum(row[i] for row in targets) for i in range(4)]
     logits = [

@@ -12,7 +12,7 @@ import torch
 from hpdval_edge.config import load_config
 from hpdval_edge.training import losses
 from hpdval_edge.training.losses import ClassStats, DistributionBalanced, MultiLabelLoss, class_stats, make_loss
-from hpdval_edge.training.session import Session, prepare
+from hpdval_edge.training.session import prepare
 
 COUNTS = np.array([40.0, 1, 7, 50, 12])
 IMAGES = 60
@@ -274,7 +274,8 @@ def check_counts(session, folder):
         listed = [row["labels"].split(";") for row in csv.DictReader(file)]
     counts = [sum(label in row for row in listed) for label in labels]
     logits, targets = torch.randn(8, 4), torch.arange(32).view(8, 4) % 3 == 0
-    expected = make_loss("dbstar", class_stats(counts, len(listed)), rebalance="instance", pos_scale="one_plus")
+    own = {"rebalance": "instance", "pos_scale": "one_plus", "kappa": 1.0}
+    expected = make_loss("dbstar", class_stats(counts, len(listed)), **own)
     assert torch.equal(session.loss()(logits, targets), expected(logits, targets))
 
 
@@ -284,7 +285,8 @@ def test_mistake_06_counts_of_the_wrong_list(tiny, tiny_values, tmp_path, monkey
     session = prepare(load_config(values=tiny_values))
     check_counts(session, tiny)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "class_counts", property(lambda self: self.splits.test.class_counts))
+        wrong = session.splits.test.class_counts
+        patch.setattr("hpdval_edge.training.session.class_stats", lambda counts, n: class_stats(wrong, n))
         refuses(lambda: check_counts(session, tiny))
     object.__setattr__(session.splits, "train", session.splits.train.subset(range(32)))
     refuses(lambda: check_counts(session, tiny))

@@ -153,7 +153,8 @@ def test_two_data_sets_stand_one_below_the_other(options, tiny, monkeypatch, tmp
     text = (writer.out / "table.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {tiny.name}", "## other"]
     assert "over 2 seeds" in text
-    assert [row["seed"] for row in csv.DictReader((writer.out / "results.csv").open())] == ["0", "1"] * 2
+    rows = csv.DictReader((writer.out / "results.csv").read_text(encoding="utf-8").splitlines())
+    assert [row["seed"] for row in rows] == ["0", "1"] * 2
 
 
 def test_a_joint_project_is_refused_before_anything_runs(options, tmp_path, monkeypatch):

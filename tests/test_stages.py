@@ -274,7 +274,8 @@ def test_distillation_is_left_out_where_the_student_does_not_start_from_clip(
     own = prepare(load_config(values=tiny_values))
     assert own.config.kd.weight == "1"
     assert "kd.weight" not in capsys.readouterr().err
-    other = prepare(load_config(values={**tiny_values, "student.init": "random"}))
+    own_encoder = {"student.name": "test_vit", "student.init": "random"}
+    other = prepare(load_config(values={**tiny_values, **own_encoder}))
     assert (other.config.kd.weight, other.train_embeddings) == ("0", None)
     assert "try --set kd.weight=1" in capsys.readouterr().err
     trainer = trainer_of(other, 1)
