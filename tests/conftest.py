@@ -19,6 +19,24 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def run_hpedge(monkeypatch, capsys):
+    """Run the command line in the working folder; returns (exit code, stdout, stderr)."""
+    from hpdval_edge import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hpedge", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 TINY_LABELS = ("red", "green", "blue", "bright square")
 TINY_TEACHER = {
     "embed_dim": 24,

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval_edge import cli
 from hpdval_edge.infer import overlay_names
 from hpdval_edge.overlay import draw_overlay, heat_map
 from hpdval_edge.predictor import Prediction
@@ -23,22 +22,11 @@ VERBS = (
 
 
 @pytest.fixture
-def hpedge(monkeypatch, capsys, tiny_run, tiny_bundle, tmp_path_factory):
+def hpedge(monkeypatch, run_hpedge, tiny_run, tiny_bundle, tmp_path_factory):
     """Run the command in a copy of the tiny run's folder; returns (exit code, stdout, stderr)."""
     work = shutil.copytree(tiny_run, tmp_path_factory.mktemp("cli") / "work")
     monkeypatch.chdir(work)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hpedge", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return run_hpedge
 
 
 def test_help_is_instant_and_imports_no_torch():

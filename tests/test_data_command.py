@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from PIL import Image
 
-from hpdval_edge import cli
 from hpdval_edge.commands.train import chosen_values
 from hpdval_edge.errors import UsageError
 from hpdval_edge.training.protocols.longtail import find_protocol
@@ -15,21 +15,10 @@ from hpdval_edge.training.readers import load_splits
 
 
 @pytest.fixture
-def hpedge(monkeypatch, capsys, tmp_path):
+def hpedge(monkeypatch, run_hpedge, tmp_path):
     """Run the command in an empty folder; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hpedge", "data", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_hpedge, "data")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hpdval_edge import cli
 from hpdval_edge.errors import UsageError
 from hpdval_edge.images import open_rgb, resize_squash
 from hpdval_edge.training.maps import find_label, global_effect, load_viewers, look, slug
@@ -166,21 +166,10 @@ def test_a_panel_holds_its_views(run, size):
 
 
 @pytest.fixture
-def command(tiny_run, tmp_path, monkeypatch, capsys):
+def command(tiny_run, tmp_path, monkeypatch, run_hpedge):
     """Runs ``hpedge maps`` in a copy of the tiny run's folder; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(shutil.copytree(tiny_run, tmp_path / "work"))
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["hpedge", "maps", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_hpedge, "maps")
 
 
 def test_the_command_writes_a_panel_a_picture(command, tiny):

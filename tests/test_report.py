@@ -15,7 +15,6 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from hpdval_edge import cli
 from hpdval_edge.config import override
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.training.model_card import CHOSEN
@@ -277,33 +276,22 @@ def test_sentences_follow_the_figures(work, monkeypatch):
     assert "this run is 1.0 above that; their 95 % intervals overlap." in text
 
 
-def run_command(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["hpedge", *map(str, arguments)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_the_command_writes_where_it_is_told(own_work, undrawn, monkeypatch, capsys):
-    code, out, err = run_command(monkeypatch, capsys, "report", "--out", "here/tiny.html", "--json")
+def test_the_command_writes_where_it_is_told(own_work, undrawn, run_hpedge):
+    code, out, err = run_hpedge("report", "--out", "here/tiny.html", "--json")
     assert code == 0, err
     written = json.loads(out)
     assert written["report"] == "here/tiny.html"
     assert written["notes"] == []
     assert len(written["plots"]) == len(PLOTS)
     assert Path("here/tiny.html").is_file()
-    code, out, err = run_command(monkeypatch, capsys, "report", "tiny", "--out", "here")
+    code, out, err = run_hpedge("report", "tiny", "--out", "here")
     assert (code, out) == (2, "")
     assert "--out here is a folder" in err
-    assert run_command(monkeypatch, capsys, "report", "absent")[0] == 2
+    assert run_hpedge("report", "absent")[0] == 2
 
 
-def test_the_command_says_where_the_report_is(own_work, undrawn, monkeypatch, capsys):
-    code, out, err = run_command(monkeypatch, capsys, "report")
+def test_the_command_says_where_the_report_is(own_work, undrawn, run_hpedge):
+    code, out, err = run_hpedge("report")
     assert (code, err) == (0, "")
     assert out.startswith("report runs/tiny/report.html (")
 
