@@ -132,7 +132,7 @@ def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata
         topk=min(model.topk, model.student.num_patches),
         grid=model.student.grid,
         embed_dim=model.text_global.shape[1],
-        logit_scale=float(model.logit_scale),
+        logit_scale=model.logit_scale.item(),
         precision=precision,
         provenance=provenance,
         files={},

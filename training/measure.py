@@ -100,7 +100,7 @@ def run_subject(run: RunFolder) -> Subject:
         labels=labels,
         class_counts=np.array(json.loads(metadata["class_counts"])),
         image_size=model.student.spec.image_size,
-        calibration=read_calibration(fitted, float(model.logit_scale)),
+        calibration=read_calibration(fitted, model.logit_scale.item()),
         thresholds=np.array(fitted["values"], np.float32),
         post=config.eval.post,
     )

@@ -284,7 +284,7 @@ def _finish_stage(session: Session, trainer: StageTrainer, run: RunFolder, repor
     model = session.model
     restore_trained(model, tensors)
     model.eval()
-    scale = float(model.logit_scale)
+    scale = model.logit_scale.item()
     entry = fit_entry(trainer.scores("val"), session.splits.val, logit_scale=scale, objective=F1, precision="fp32")
     split, data = session.evaluation_split()
     result = report(
@@ -317,7 +317,7 @@ def _publish_stage1(session: Session, run: RunFolder, reports: dict) -> None:
     """Let the run's files describe the finished stage 1, whose weights the model has, while stage 2 is trained anew."""
     model = session.model.eval()
     scores = score_store(model_scorer(model, session.device), session.stores["val"])
-    scale = float(model.logit_scale)
+    scale = model.logit_scale.item()
     entry = fit_entry(scores, session.splits.val, logit_scale=scale, objective=F1, precision="fp32")
     _publish(session, run, reports, entry)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hpdval_edge.atomic import write_text
-from hpdval_edge.config import Config, as_table, load_config, override
+from hpdval_edge.config import Config, as_table, flatten, load_config, override
+from hpdval_edge.config_keys import FREE_KEYS, among
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import LabelledImages
@@ -128,7 +129,8 @@ def _config(values: Mapping[str, str], data: Mapping[str, str]) -> Config:
 def _base_run(dataset: str, splits: FewShot, values: Mapping[str, str], out: Path) -> RunFolder:
     """The finished base run, trained or continued where it is not finished."""
     train_list, test_list = list_text(splits.base_train), list_text(splits.base_test)
-    settings = json.dumps(as_table(_config(values, {})), sort_keys=True)
+    settings = flatten(as_table(_config(values, {})))
+    settings = json.dumps({key: settings[key] for key in sorted(settings) if not among(key, FREE_KEYS)})
     key = _digest(settings, str(splits.base_train.root), train_list, test_list)
     run = RunFolder(RUNS / f"fewshot-{dataset}-{key}")
     if run.weights("stage1").is_file():
