@@ -389,3 +389,15 @@ def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_ban
         train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
     parts = train(None, TrainOptions(name="parts", resume=True), {})
     assert same(weights_of(run), weights_of(parts))
+
+
+def test_a_run_of_the_first_version_keeps_its_settings(tiny_run, tmp_path):
+    """Planted mistake: today's defaults for keys that its config.toml does not hold, which its state does not fit."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    lines = (tiny_run / "runs" / "tiny" / "config.toml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(("residual", "wise"))]
+    assert len(kept) == len(lines) - 2
+    (folder / "config.toml").write_text("\n".join(kept) + "\n")
+    config = RunFolder(folder).config()
+    assert (config.prompt.residual, config.train.wise) == (False, "off")

@@ -26,6 +26,8 @@ LAST = RUNS / "last"
 CACHE = RUNS / ".cache"
 # The teacher's row among the stages of metrics.json.
 ZERO_SHOT = "teacher zero-shot"
+# Keys that version 0.1.0 did not write, at what it did; what it did not know is off.
+FIRST_VERSION = {"prompt.residual": False, "train.wise": "off"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -54,7 +56,7 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.is_file():
             raise BadData(f"{self.path} is not a run: it has no config.toml.")
-        values = read_toml(path)
+        values = {**FIRST_VERSION, **read_toml(path)}
         return load_config(preset=values.pop("preset", None), values=values)
 
     def write_config(self, config: Config) -> None:

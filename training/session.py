@@ -1,7 +1,6 @@
 """Everything a run trains on, prepared before the first step: data, teacher, student, cached embeddings."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from hpdval_edge.training.losses import class_stats, make_loss
 from hpdval_edge.training.model import DualView, make_model
 from hpdval_edge.training.precision import autocast, choose_device, set_threads
 from hpdval_edge.training.prompts import PromptLearner, class_texts, fixed_prompts
-from hpdval_edge.training.readers import load_splits
+from hpdval_edge.training.readers_check import read_configured
 from hpdval_edge.training.run_folder import CACHE
 from hpdval_edge.training.scenes import make_scenes_lt
 from hpdval_edge.training.stages import TrainingData
@@ -117,21 +116,11 @@ def load_data(config: Config) -> Splits:
     Raises:
         UsageError, BadData: see the readers; a training split of fewer than two pictures.
     """
-    data = config.data
-    path = data.path
-    if path == DEMO:
-        path = str(CACHE / "scenes-lt")
-        make_scenes_lt(Path(path))
-    splits = load_splits(
-        path,
-        format=data.format,
-        images=data.images or None,
-        labels=data.labels or None,
-        val=data.val or None,
-        test=data.test or None,
-        val_fraction=data.val_fraction,
-        seed=config.seed,
-    )
+    if config.data.path == DEMO:
+        folder = CACHE / "scenes-lt"
+        make_scenes_lt(folder)
+        config = override(config, {"data.path": str(folder)})
+    splits = read_configured(config)
     for note in splits.notes:
         say(f"note: {note}")
     return splits
