@@ -9,32 +9,22 @@ backend must agree with them. A NaN or an infinity in a row makes every score Na
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-try:
-    from hpdval_edge.kernels import _cpu
-except ImportError as error:
-    _cpu = None
-    CPU_MISSING = f"the compiled module hpdval_edge.kernels._cpu cannot be loaded: {error}"
+from hpdval_edge.kernels import head_cpu
+from hpdval_edge.kernels.arguments import check_arrays, check_options, is_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Array: TypeAlias = np.ndarray | Tensor
+    from hpdval_edge.kernels.arguments import Array
 
 EPS = 1e-12
-DTYPES = ("float32", "float16", "bfloat16")
-# Each further thread must bring this many multiply-adds, or starting it costs more than it saves.
-PRODUCTS_PER_THREAD = 1 << 22
-LAYOUT = {"cls": "[B, E]", "patches": "[B, N, E]", "text_global": "[C, E]", "text_local": "[C, E]"}
 
 
 def eager_scores(
@@ -84,71 +74,17 @@ def numpy_scores(
     return alpha * whole + (1 - alpha) * best, patch_scores
 
 
-def _is_tensor(x: object) -> bool:
-    # Whoever holds a tensor has imported torch already; nobody else pays for it.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def _dtype_name(x: Array) -> str:
-    return str(x.dtype).removeprefix("torch.") if _is_tensor(x) else x.dtype.name
-
-
-def _to_numpy(x: Array) -> np.ndarray:
-    """Float32, C-contiguous and aligned, copied only where ``x`` is not that already (bfloat16 always is)."""
-    return np.require(x.detach().float().numpy() if _is_tensor(x) else x, np.float32, "CAE")
-
-
-def _threads(products: int) -> int:
-    """CPUs this process may use, at most OMP_NUM_THREADS, and no more than the work is worth."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    limit = min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
-    return min(limit, 1 + products // PRODUCTS_PER_THREAD)
-
-
-def _run_cpu(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
-    cls, patches, text_global, text_local = (_to_numpy(x) for x in arrays)
-    images, rows, width = patches.shape
-    classes = len(text_global)
-    scores = np.empty((images, classes), np.float32)
-    patch_scores = np.empty((images, rows, classes), np.float32) if want_patches else None
-    threads = _threads(images * rows * classes * width)
-    _cpu.head(cls, patches, text_global, text_local, k, alpha, scores, patch_scores, threads)
-    if not _is_tensor(arrays[0]):
-        return scores, patch_scores
-    from torch import from_numpy
-
-    return from_numpy(scores), None if patch_scores is None else from_numpy(patch_scores)
-
-
-def _cpu_refuses(arrays: tuple[Array, ...]) -> str | None:
-    if _cpu is None:
-        return CPU_MISSING
-    if not _is_tensor(arrays[0]):
-        return None
-    import torch
-
-    if arrays[0].device.type != "cpu":
-        return f"it reads CPU memory and the tensors are on {arrays[0].device}"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
-        return "it computes no gradient and an input requires one"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "it cannot be traced"
-    return None
-
-
 def _run_numpy(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
     scores, patch_scores = numpy_scores(*arrays, k=k, alpha=alpha)
     return scores.astype(np.float32), patch_scores.astype(np.float32) if want_patches else None
 
 
 def _numpy_refuses(arrays: tuple[Array, ...]) -> str | None:
-    return "it takes numpy arrays and these are torch tensors" if _is_tensor(arrays[0]) else None
+    return "it takes numpy arrays and these are torch tensors" if is_tensor(arrays[0]) else None
 
 
 def _run_eager(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
-    if _is_tensor(arrays[0]):
+    if is_tensor(arrays[0]):
         scores, patch_scores = eager_scores(*arrays, k=k, alpha=alpha)
         return scores, patch_scores if want_patches else None
     import torch
@@ -174,53 +110,10 @@ class Backend:
 
 
 BACKENDS = (  # in order of preference; eager, which accepts everything, last
-    Backend("cpu", _run_cpu, _cpu_refuses),
+    Backend("cpu", head_cpu.run, head_cpu.refuses),
     Backend("numpy", _run_numpy, _numpy_refuses),
     Backend("eager", _run_eager, _eager_refuses),
 )
-
-
-def _check_kinds(named: dict[str, Any]) -> None:
-    for name, x in named.items():
-        if not isinstance(x, np.ndarray) and not _is_tensor(x):
-            raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(x).__name__}")
-    if len({_is_tensor(x) for x in named.values()}) > 1:
-        kinds = ", ".join(f"{name} {'torch' if _is_tensor(x) else 'numpy'}" for name, x in named.items())
-        raise ValueError(f"pass numpy arrays or torch tensors, not both, got {kinds}")
-    if len({str(x.device) for x in named.values() if _is_tensor(x)}) > 1:
-        raise ValueError(f"all tensors must be on one device, got {', '.join(str(x.device) for x in named.values())}")
-    for name, x in named.items():
-        if _dtype_name(x) not in DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {_dtype_name(x)}")
-
-
-def _check_shapes(named: dict[str, Array]) -> None:
-    for name, x in named.items():
-        if x.ndim != LAYOUT[name].count(",") + 1:
-            raise ValueError(f"{name} must have shape {LAYOUT[name]}, got {list(x.shape)}")
-    cls, patches, text_global, text_local = (list(x.shape) for x in named.values())
-    if len({cls[-1], patches[-1], text_global[-1], text_local[-1]}) > 1 or cls[-1] == 0:
-        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in named.items())
-        raise ValueError(f"all inputs must share one width E >= 1, their last dimension, got {shapes}")
-    if cls[0] != patches[0]:
-        raise ValueError(f"cls and patches must hold the same number of images B, got {cls[0]} and {patches[0]}")
-    if text_global[0] != text_local[0]:
-        raise ValueError(
-            f"text_global and text_local must hold the same number of classes C, got {text_global[0]} and "
-            f"{text_local[0]}"
-        )
-    if patches[1] == 0:
-        raise ValueError(f"patches must hold at least one patch (N >= 1), got shape {patches}")
-
-
-def _check_options(k: object, alpha: object, backend: object) -> None:
-    if not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be a number between 0 and 1, got {alpha!r}")
-    names = ("auto", *(b.name for b in BACKENDS))
-    if backend not in names:
-        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
 
 
 def choose(arrays: tuple[Array, ...], backend: str) -> Backend:
@@ -254,7 +147,8 @@ def dual_view_scores(
     Every row is scaled to unit length first, y = x / max(||x||, 1e-12), so a zero row scores 0. The k largest cosines
     are chosen exactly, per image and label; ties do not change the result. float32 in and inside, except the "numpy"
     backend, which computes in float64; float16 and bfloat16 (torch only) are widened first. float32 rows must be
-    shorter than 1.8e19, where their squared length overflows. Inputs are not changed and need not be contiguous.
+    shorter than 1.8e19, where their squared length overflows. Inputs are not changed and need not be contiguous. Torch
+    tensors get gradients whichever backend computes; among equal cosines, any k of the largest get the gradient.
 
     Args:
         cls: [B, E], numpy or torch, float32, float16 or bfloat16; all four inputs of one kind, on one device.
@@ -263,7 +157,7 @@ def dual_view_scores(
         text_local: [C, E], text for a patch.
         k: Patches averaged, at least 1, clamped to N.
         alpha: Weight of the global view, 0..1.
-        backend: "auto" (the first of `BACKENDS` that can), "cpu" (C++), "numpy", or "eager" (torch, with gradients).
+        backend: "auto" (the first of `BACKENDS` that can), "cpu" (C++), "numpy", or "eager" (torch).
         return_patch_scores: Also return the patch cosines.
 
     Returns:
@@ -274,11 +168,17 @@ def dual_view_scores(
         TypeError: An input is neither a numpy array nor a torch tensor.
         ValueError: A shape, a dtype, k, alpha or the backend is not as above, or the named backend cannot run.
     """
-    named = {"cls": cls, "patches": patches, "text_global": text_global, "text_local": text_local}
-    _check_kinds(named)
-    _check_shapes(named)
-    _check_options(k, alpha, backend)
-    arrays = tuple(named.values())
-    chosen = choose(arrays, backend)
-    scores, patch_scores = chosen.run(arrays, min(int(k), patches.shape[1]), float(alpha), return_patch_scores)
+    check_arrays({"cls": cls, "patches": patches, "text_global": text_global, "text_local": text_local})
+    check_options(k, alpha)
+    names = ("auto", *(b.name for b in BACKENDS))
+    if backend not in names:
+        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
+    arrays = (cls, patches, text_global, text_local)
+    k, alpha = min(int(k), patches.shape[1]), float(alpha)
+    if is_tensor(cls):
+        from hpdval_edge.kernels.head_op import call
+
+        scores, patch_scores = call(arrays, k, alpha, backend, return_patch_scores)
+    else:
+        scores, patch_scores = choose(arrays, backend).run(arrays, k, alpha, return_patch_scores)
     return (scores, patch_scores) if return_patch_scores else scores

@@ -1,0 +1,129 @@
+"""The dual-view head on a CPU: C++ without libtorch or BLAS, one file per instruction set (kernels/cpu/head.hpp)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpdval_edge.kernels.arguments import check_arrays, check_options, dtype_name, is_tensor
+
+try:
+    from hpdval_edge.kernels import _cpu
+except ImportError as error:
+    _cpu = None
+    CPU_MISSING = f"the compiled module hpdval_edge.kernels._cpu cannot be loaded: {error}"
+
+if TYPE_CHECKING:
+    from hpdval_edge.kernels.arguments import Array
+
+# Each further thread must bring this many multiply-adds, or waking it costs more than it saves.
+PRODUCTS_PER_THREAD = 1 << 22
+
+
+def instruction_set() -> str:
+    """The fastest instruction set of this machine, or the one that the environment variable HPEDGE_ISA names.
+
+    Raises:
+        ValueError: HPEDGE_ISA names none that this machine has and the head has code for.
+    """
+    names = _cpu.isas()
+    forced = os.environ.get("HPEDGE_ISA", "")
+    if forced and forced not in names:
+        raise ValueError(
+            f"HPEDGE_ISA must name an instruction set of this machine ({', '.join(names)}), got {forced!r}"
+        )
+    return forced or names[0]
+
+
+def threads_for(products: int) -> int:
+    """CPUs this process may use, at most OMP_NUM_THREADS, and no more than so many multiply-adds are worth."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    limit = min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
+    return min(limit, 1 + products // PRODUCTS_PER_THREAD)
+
+
+class TextBank:
+    """The text rows of a label list, scaled to unit length and packed once; for scoring many batches against them.
+
+    Args:
+        text_global: [C, E], numpy or torch on the CPU, float32, float16 or bfloat16; text for the whole image.
+        text_local: [C, E], text for a patch. Both are copied: 2 x C x E float32, rounded up to whole panels of classes.
+
+    Attributes:
+        classes: C.
+        width: E.
+        isa: Instruction set that the rows are packed for, see `instruction_set`.
+
+    Raises:
+        TypeError, ValueError: As `dual_view_scores`; HPEDGE_ISA names no instruction set of this machine.
+        ImportError: The compiled module is not there.
+    """
+
+    def __init__(self, text_global: Array, text_local: Array) -> None:
+        if _cpu is None:
+            raise ImportError(CPU_MISSING)
+        check_arrays({"text_global": text_global, "text_local": text_local})
+        self.classes, self.width = text_global.shape
+        self.isa = instruction_set()
+        self._packed = _cpu.PackedText(_to_float32(text_global), _to_float32(text_local), self.isa)
+
+    def scores(
+        self, cls: Array, patches: Array, k: int = 32, alpha: float = 0.4, return_patch_scores: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """What `dual_view_scores` gives for these texts, without gradients; arguments, result and errors as there."""
+        check_arrays({"cls": cls, "patches": patches})
+        check_options(k, alpha)
+        if cls.shape[1] != self.width:
+            raise ValueError(f"cls and patches must have the text's width E = {self.width}, got {cls.shape[1]}")
+        if is_tensor(cls) and cls.device.type != "cpu":
+            raise ValueError(f"a TextBank reads CPU memory, got tensors on {cls.device}")
+        scores, patch_scores = self._run(cls, patches, min(int(k), patches.shape[1]), float(alpha), return_patch_scores)
+        return (scores, patch_scores) if return_patch_scores else scores
+
+    def _run(self, cls: Array, patches: Array, k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
+        images, rows, width = patches.shape
+        scores = np.empty((images, self.classes), np.float32)
+        patch_scores = np.empty((images, rows, self.classes), np.float32) if want_patches else None
+        data, dtype = _patch_bits(patches)
+        threads = threads_for(images * rows * self.classes * width)
+        _cpu.head(_to_float32(cls), data, dtype, self._packed, k, alpha, scores, patch_scores, threads)
+        if not is_tensor(cls):
+            return scores, patch_scores
+        from torch import from_numpy
+
+        return from_numpy(scores), None if patch_scores is None else from_numpy(patch_scores)
+
+
+def run(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> tuple[Array, Array | None]:
+    cls, patches, text_global, text_local = arrays
+    return TextBank(text_global, text_local)._run(cls, patches, k, alpha, want_patches)
+
+
+def refuses(arrays: tuple[Array, ...]) -> str | None:
+    if _cpu is None:
+        return CPU_MISSING
+    if not is_tensor(arrays[0]):
+        return None
+    if arrays[0].device.type != "cpu":
+        return f"it reads CPU memory and the tensors are on {arrays[0].device}"
+    wide = [dtype_name(x) for x in arrays if dtype_name(x) == "float64"]
+    return "it computes in float32 and an input is float64" if wide else None
+
+
+def _to_float32(x: Array) -> np.ndarray:
+    """C-contiguous and aligned, copied only where ``x`` is not that already."""
+    return np.require(x.detach().float().numpy() if is_tensor(x) else x, np.float32, "CA")
+
+
+def _patch_bits(patches: Array) -> tuple[np.ndarray, str]:
+    """float32, or the uint16 that hold half precision, which the kernel widens an image at a time; and the dtype."""
+    if is_tensor(patches) and patches.element_size() == 2:
+        import torch
+
+        return patches.detach().contiguous().view(torch.int16).numpy().view(np.uint16), dtype_name(patches)
+    if dtype_name(patches) == "float16":
+        return np.require(patches, np.float16, "CA").view(np.uint16), "float16"
+    return _to_float32(patches), "float32"
