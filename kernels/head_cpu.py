@@ -39,6 +39,8 @@ def instruction_set() -> str:
 
 def threads_for(products: int) -> int:
     """CPUs this process may use, at most OMP_NUM_THREADS, and no more than so many multiply-adds are worth."""
+    if products < PRODUCTS_PER_THREAD:
+        return 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     limit = min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
@@ -115,7 +117,10 @@ def refuses(arrays: tuple[Array, ...]) -> str | None:
 
 def _to_float32(x: Array) -> np.ndarray:
     """C-contiguous and aligned, copied only where ``x`` is not that already."""
-    return np.require(x.detach().float().numpy() if is_tensor(x) else x, np.float32, "CA")
+    array = x.detach().float().numpy() if is_tensor(x) else x
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned:
+        return array
+    return np.require(array, np.float32, "CA")
 
 
 def _patch_bits(patches: Array) -> tuple[np.ndarray, str]:

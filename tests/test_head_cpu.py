@@ -161,6 +161,15 @@ def test_an_unknown_instruction_set_is_named(monkeypatch):
         dual_view_scores(*make((1, 2, 3, 4)), backend="cpu")
 
 
+def test_sizes_that_no_memory_holds_are_refused(isa):
+    one = np.float32(1)
+    endless = np.broadcast_to(one, (1, 1 << 44, 4))
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        dual_view_scores(np.ones((1, 4), np.float32), endless, *[np.ones((2, 4), np.float32)] * 2, backend="cpu")
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        TextBank(np.broadcast_to(one, (1 << 44, 4)), np.broadcast_to(one, (1 << 44, 4)))
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 4), st.integers(1, 70), st.integers(0, 70), st.integers(1, 70)),
