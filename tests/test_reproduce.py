@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -134,20 +135,46 @@ def test_a_changed_setting_is_refused(table6, options, monkeypatch):
     reproduce("table6", dataclasses.replace(options, values={**options.values, "train.threads": "2"}))
 
 
-def test_a_setting_that_came_with_a_later_version_stood_at_its_default(table6, options, tiny, trained, monkeypatch):
+def test_a_setting_that_came_with_a_later_version_stood_at_its_default(
+    table6, options, tiny, trained, monkeypatch, tmp_path
+):
     """Planted mistake: a run without the key counts as begun with another value."""
-    monkeypatch.chdir(table6)
-    file = table6 / "runs" / name("table6", "none", tiny.name) / "cell.json"
-    before = file.read_text()
-    content = json.loads(before)
+    folder = shutil.copytree(table6, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    file = folder / "runs" / name("table6", "none", tiny.name) / "cell.json"
+    content = json.loads(file.read_text())
     del content["settings"]["student.tune"]
     file.write_text(json.dumps(content))
-    chosen = dataclasses.replace(options, cells=["none"], out=table6 / "later")
+    chosen = dataclasses.replace(options, cells=["none"])
     reproduce("table6", chosen)
     with pytest.raises(UsageError, match=r"student\.tune was 'all', now 'embed'"):
         reproduce("table6", dataclasses.replace(chosen, values={**options.values, "student.tune": "embed"}))
-    file.write_text(before)
     assert trained == []
+
+
+def test_results_in_folders_of_their_own_have_runs_of_their_own(table6, options, tiny, trained, monkeypatch, tmp_path):
+    """Planted mistakes: runs named by the last part of the folder; stage 1 taken from a run of another folder.
+
+    Under --out the settings differ from those of the finished table6, which goes on untouched.
+    """
+    folder = shutil.copytree(table6, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    before = {path: path.read_bytes() for path in folder.glob("runs/table6-*/**/*") if path.is_file()}
+    chosen = dataclasses.replace(options, cells=["none", "global"])
+    for alpha, out in (("0.5", "a/table6"), ("0.6", "b/table6")):
+        changed = dataclasses.replace(chosen, values={**options.values, "fuse.alpha": alpha}, out=Path(out))
+        for _ in range(2):
+            writer = reproduce("table6", changed)
+        none, other = (find_run(Path(result.run).name) for result in writer.results)
+        assert none.name == f"{out.replace('/', '-')}-{name('table6', 'none', tiny.name)}"
+        assert none.config().fuse.alpha == other.config().fuse.alpha == float(alpha)
+        assert none.weights("stage1").read_bytes() == other.weights("stage1").read_bytes()
+        assert [row["run"] for row in results(folder / out)] == [str(none.path), str(other.path)]
+    assert len(trained) == 4
+    for out in (None, Path("reproduce/table6"), folder / "reproduce" / "table6"):
+        reproduce("table6", dataclasses.replace(options, out=out))
+    assert len(trained) == 4
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_run_of_another_origin_is_refused(table6, options, tiny, monkeypatch, tmp_path):

@@ -232,3 +232,15 @@ def test_zero_shot_rows_are_scored_again_for_another_teacher(options, tiny, tmp_
     del known[plan.name]["weights"]
     runner._zero_shot(plan, known)
     assert scored == ["one", "two", "two"]
+
+
+def test_a_sweeps_base_run_belongs_to_its_folder(options, tiny, tmp_path, monkeypatch):
+    """Planted mistakes: the base run called the same whatever --out is; the default folder's called otherwise."""
+    monkeypatch.chdir(tmp_path)
+    names = []
+    evaluate = "hpdval_edge.training.reproduce.experiment.evaluate_plans"
+    monkeypatch.setattr(evaluate, lambda base, plans, **options: names.append(base.run_name))
+    for out in (None, tmp_path / "reproduce" / "sweep-alpha-eval", Path("mine"), tmp_path / "mine", Path("../a b/c")):
+        sweep_values("alpha", dataclasses.replace(options, out=out), eval_only=True)
+    base = f"sweep-{tiny.name}-base-s0"
+    assert names == [base, base, f"mine-{base}", f"mine-{base}", f"a-b-c-{base}"]

@@ -17,7 +17,7 @@ from hpdval_edge.training.reproduce.few_shot import (
 )
 from hpdval_edge.training.reproduce.figure import draw
 from hpdval_edge.training.reproduce.markdown import markdown
-from hpdval_edge.training.reproduce.plans import Plan, make_plans, parse_datasets
+from hpdval_edge.training.reproduce.plans import Plan, make_plans, parse_datasets, run_owner
 from hpdval_edge.training.reproduce.results import as_csv, as_entry, read_entries, summarise, write_entries
 from hpdval_edge.training.reproduce.runner import Result, evaluate_plans, run_plans
 from hpdval_edge.training.reproduce.scoring import patch_count
@@ -75,7 +75,7 @@ def reproduce(table: str, options: Options) -> Writer:
         return _few_shot(options)
     experiment = ablation(options.changes) if table == "ablation" else TABLES[table]
     preset = options.preset or ("paper" if table == "ablation" else None)
-    return _run(experiment, replace(options, preset=preset), table)
+    return _run(experiment, replace(options, preset=preset))
 
 
 def sweep_values(axis: str, options: Options, *, eval_only: bool) -> Writer:
@@ -84,7 +84,7 @@ def sweep_values(axis: str, options: Options, *, eval_only: bool) -> Writer:
         raise UsageError(f"--eval-only works for {', '.join(EVAL_ONLY)}; another {axis} needs other prompts.")
     experiment = sweep(axis, _patches(options) if axis == "topk" else None)
     if not eval_only:
-        return _run(experiment, options, experiment.name)
+        return _run(experiment, options)
     return _evaluate(replace(experiment, name=f"{experiment.name}-eval"), options)
 
 
@@ -95,7 +95,7 @@ def _few_shot(options: Options) -> Writer:
     experiment = replace(TABLE2, cells=choose_cells(TABLE2, options.cells))
     values = with_project(options.values)
     plans = few_shot_plans(experiment.cells, roots, preset=options.preset, values=values)
-    writer = Writer(experiment, options.out or Path("reproduce") / experiment.name, len(plans))
+    writer = Writer(experiment, _place(experiment, options)[0], len(plans))
     for plan in plans:
         writer.keep(run_few_shot(plan, roots[plan.dataset], values, writer.out))
     return writer
@@ -112,25 +112,34 @@ def _patches(options: Options) -> int:
     return counts.pop()
 
 
-def _run(experiment: Experiment, options: Options, folder: str) -> Writer:
+def _place(experiment: Experiment, options: Options) -> tuple[Path, str]:
+    """The folder of the results, and what the names of its runs start with."""
+    default = Path("reproduce") / experiment.name
+    out = options.out or default
+    return out, run_owner(out, default)
+
+
+def _run(experiment: Experiment, options: Options) -> Writer:
     always = (BASE,) if experiment.name == "ablation" else ()
     experiment = replace(experiment, cells=choose_cells(experiment, options.cells, always=always))
-    plans = _plans(experiment, options)
-    writer = Writer(experiment, options.out or Path("reproduce") / folder, len(plans))
+    out, owner = _place(experiment, options)
+    plans = _plans(experiment, options, owner)
+    writer = Writer(experiment, out, len(plans))
     run_plans(plans, dict(writer.known), keep=writer.keep)
     return writer
 
 
-def _plans(experiment: Experiment, options: Options) -> list[Plan]:
-    datasets = parse_datasets(options.data)
-    return make_plans(experiment, datasets, preset=options.preset, values=options.values, seeds=options.seeds)
+def _plans(experiment: Experiment, options: Options, owner: str) -> list[Plan]:
+    chosen = {"preset": options.preset, "values": options.values, "seeds": options.seeds}
+    return make_plans(experiment, parse_datasets(options.data), **chosen, owner=owner)
 
 
 def _evaluate(experiment: Experiment, options: Options) -> Writer:
     experiment = replace(experiment, cells=choose_cells(experiment, options.cells))
-    plans = _plans(experiment, options)
-    bases = _plans(Experiment("sweep", "", (Cell(BASE, BASE),)), options)
-    writer = Writer(experiment, options.out or Path("reproduce") / experiment.name, len(plans))
+    out, owner = _place(experiment, options)
+    plans = _plans(experiment, options, owner)
+    bases = _plans(Experiment("sweep", "", (Cell(BASE, BASE),)), options, owner)
+    writer = Writer(experiment, out, len(plans))
     known = dict(writer.known)
     for base in bases:
         own = [plan for plan in plans if (plan.dataset, plan.seed) == (base.dataset, base.seed)]

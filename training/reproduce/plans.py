@@ -1,5 +1,6 @@
 """From an experiment and its data sets to runs: one plan a cell, data set and seed, all resolved before any is run."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +30,16 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One cell on one data set with one seed. config: everything requested, ``auto`` values still unresolved."""
+    """One cell on one data set with one seed.
+
+    config: everything requested, ``auto`` values still unresolved. owner: see ``run_owner``.
+    """
 
     experiment: str
     cell: Cell
     dataset: str
     config: Config
+    owner: str = ""
 
     @property
     def seed(self) -> int:
@@ -43,8 +48,13 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Name of the run in ``runs/``."""
+        """Name of the result in its experiment's folder."""
         return f"{self.experiment}-{self.dataset}-{self.cell.name}-s{self.seed}"
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in ``runs/``."""
+        return f"{self.owner}-{self.name}" if self.owner else self.name
 
     def settings(self) -> dict:
         """Dotted keys that decide the result; JSON keeps them exactly."""
@@ -56,6 +66,14 @@ class Plan:
         if self.cell.reads == "zero_shot" or self.config.train.mode == "joint":
             return None
         return {key: value for key, value in self.settings().items() if not among(key, STAGE2_KEYS)}
+
+
+def run_owner(out: Path, default: Path) -> str:
+    """What the runs of results in ``out`` are called first: its path from here, nothing for the ``default`` folder."""
+    here = os.path.relpath(out)
+    if here == os.path.relpath(default):
+        return ""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", here.replace(os.pardir, "")).strip("-.") or "here"
 
 
 def parse_dataset(text: str) -> Dataset:
@@ -93,8 +111,9 @@ def make_plans(
     preset: str | None,
     values: Mapping[str, str],
     seeds: int,
+    owner: str = "",
 ) -> list[Plan]:
-    """Every cell on every data set with seeds 0 to ``seeds`` - 1, in the order they are run.
+    """Every cell on every data set with seeds 0 to ``seeds`` - 1, in the order they are run, for one ``run_owner``.
 
     A change that the base configuration already has is left out of an ablation.
 
@@ -106,7 +125,7 @@ def make_plans(
     for dataset in datasets:
         for seed in range(seeds):
             plans += [
-                Plan(experiment.name, cell, dataset.name, _config(preset, dataset, values, cell, seed))
+                Plan(experiment.name, cell, dataset.name, _config(preset, dataset, values, cell, seed), owner)
                 for cell in experiment.cells
             ]
     for plan in plans:

@@ -54,7 +54,7 @@ def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[
             result = _zero_shot(plan, known) if plan.cell.reads == "zero_shot" else train_cell(plan, donor(plans, plan))
         except CheckFailed as failure:
             say(f"{plan.name} has no result: {failure}")
-            result = Result(plan, None, _seconds(RunFolder(RUNS / plan.name)), error=str(failure))
+            result = Result(plan, None, _seconds(RunFolder(RUNS / plan.run_name)), error=str(failure))
         results.append(result)
         keep(result)
     return results
@@ -85,7 +85,7 @@ def train_cell(plan: Plan, giver: Plan | None) -> Result:
     """
     run = open_run(plan)
     if giver is not None:
-        _adopt_stage1(run, RunFolder(RUNS / giver.name))
+        _adopt_stage1(run, RunFolder(RUNS / giver.run_name))
     if not is_done(run, plan):
         _take_free_values(run, plan)
         stage = "1" if plan.cell.reads == "stage1" else "all"
@@ -109,12 +109,12 @@ def open_run(plan: Plan) -> RunFolder:
     Raises:
         UsageError: its training began with other settings, or it was not made by this command.
     """
-    run = RunFolder(RUNS / plan.name)
+    run = RunFolder(RUNS / plan.run_name)
     if (run.path / METRICS).is_file():
         _refuse_changes(run, plan)
         return run
     if not run.path.is_dir():
-        run = create_run(plan.name, default=plan.name)
+        run = create_run(plan.run_name, default=plan.run_name)
     run.write_json(CELL_FILE, {"settings": plan.settings(), "seconds": 0.0})
     run.write_config(plan.config)
     return run
@@ -128,7 +128,8 @@ def _refuse_changes(run: RunFolder, plan: Plan) -> None:
     if changed:
         listed = ", ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in changed)
         raise UsageError(
-            f"{run.path} began with other settings ({listed}); keep them, or remove the folder to run it anew."
+            f"{run.path} began with other settings ({listed}); keep them, name another folder with --out, or remove "
+            "the run's to run it anew."
         )
 
 
