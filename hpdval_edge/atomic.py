@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -60,16 +61,14 @@ def new_folder(target: Path) -> Iterator[Path]:
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         put_back(target)
-        for stale in target.parent.glob(f".{target.name}.*.partial"):
+        for stale in _siblings(target, ".partial"):
             shutil.rmtree(stale, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
         partial.chmod(0o755)
         old = partial.with_suffix(".old.partial")
         try:
             yield partial
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
+            _exchange(target, partial, old)
         finally:
             # Also what ends between the two renames, such as Ctrl-C, leaves the old folder.
             put_back(target)
@@ -78,7 +77,39 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def put_back(target: Path) -> None:
-    """Rename what a killed ``new_folder`` had moved aside to ``target`` again, where no new one took its place."""
-    for old in target.parent.glob(f".{target.name}.*.old.partial"):
-        if not target.exists():
+    """Rename what a killed ``new_folder`` had moved aside to ``target`` again, where no new one took its place.
+
+    Raises:
+        MissingDependency: it cannot be renamed; names both.
+    """
+    if target.exists():
+        return
+    for old in _siblings(target, ".old.partial"):
+        try:
             old.rename(target)
+            return
+        except OSError as error:
+            # A writer that is alive goes on as well, and may have been faster.
+            if not target.exists():
+                raise MissingDependency(
+                    f"{target} was moved aside by a writer that was killed and cannot be put back ({error.strerror}); "
+                    f"rename {old} to {target}."
+                ) from error
+
+
+def _exchange(target: Path, new: Path, old: Path) -> None:
+    """Rename ``target``, where there is one, to ``old`` and ``new`` to ``target``."""
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # A reader came in between and put the old one back.
+        target.rename(old)
+        new.rename(target)
+
+
+def _siblings(target: Path, suffix: str) -> Iterator[Path]:
+    return target.parent.glob(f".{glob.escape(target.name)}.*{suffix}")

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from hpdval_edge.atomic import new_folder
+from hpdval_edge.atomic import new_folder, put_back
 from hpdval_edge.errors import BadData, UsageError
 
 SCHEMA = 1
@@ -111,13 +111,14 @@ class Bundle:
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Open and verify a bundle.
+    """Open and verify a bundle; one that a killed ``hpedge export`` or ``calibrate`` had moved aside is put back first.
 
     Raises:
         UsageError: no such folder or file.
         BadData: names the schema, file, label or shape that does not fit.
     """
     path = Path(path)
+    put_back(path)
     if not path.exists():
         raise UsageError(f"bundle {path} does not exist; `hpedge export` writes one.")
     manifest = _read_manifest(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hpdval_edge.atomic import new_folder, write_file, write_text
+from hpdval_edge.atomic import new_folder, put_back, write_file, write_text
 from hpdval_edge.errors import MissingDependency
 
 
@@ -75,6 +75,53 @@ def test_what_a_killed_writer_moved_aside_is_kept(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "b"):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == ["b", "one"]
+
+
+@pytest.mark.parametrize("name", ["b", "b[1]"])
+def test_a_reader_between_the_renames_does_not_stop_the_writer(tmp_path, monkeypatch, name):
+    """It takes the old folder for one left behind.
+
+    Planted mistakes: the rename onto it is not tried again; [1] is a pattern, so that nothing is found.
+    """
+    target = tmp_path / name
+    with new_folder(target) as folder:
+        (folder / "one").write_text("one")
+    original, seen = Path.rename, []
+
+    def rename(self, other):
+        moved = original(self, other)
+        if self == target and not seen:
+            put_back(target)
+            seen.extend(path.name for path in target.iterdir())
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with new_folder(target) as folder:
+        (folder / "two").write_text("two")
+    assert seen == ["one"]
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "two"]
+
+
+def test_a_new_folder_is_not_replaced_by_the_old_one(tmp_path):
+    """Planted mistake: put back whatever is there, which an empty folder lets happen."""
+    (tmp_path / ".b.xyz.old.partial" / "one").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    put_back(tmp_path / "b")
+    assert not list((tmp_path / "b").iterdir())
+
+
+def test_a_writer_that_was_faster_is_no_mistake(tmp_path, monkeypatch):
+    """Planted mistake: the reader's rename fails and it says so, though the new folder is there."""
+    target, aside = tmp_path / "b", tmp_path / ".b.xyz.old.partial"
+    aside.mkdir()
+
+    def faster(self, other):
+        target.mkdir()
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "rename", faster)
+    put_back(target)
+    assert target.is_dir()
 
 
 def test_forbidden_folder_is_named(tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 """Bundles: opening, refusing, zipped ones; engines and the Predictor."""
 
+import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +117,50 @@ def test_replaced_thresholds_keep_every_other_file(copy):
     assert changed == {"manifest.json", "thresholds.json"}
     assert load_bundle(copy).thresholds.tolist() == [0.5, 0.25, 0.125, 0.0]
     assert not list(copy.parent.glob(".*partial"))
+
+
+KILLED_BETWEEN_THE_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from hpdval_edge.bundle import load_bundle, replace_thresholds
+
+def rename(self, target, original=Path.rename):
+    if self.name.endswith(".partial") and not self.name.endswith(".old.partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, target)
+
+bundle = load_bundle(sys.argv[1])
+Path.rename = rename
+replace_thresholds(bundle, {})
+"""
+
+
+@pytest.fixture
+def moved_aside(copy):
+    """Where the bundle was, whose replacement was killed when it had just been moved aside."""
+    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_THE_RENAMES, str(copy)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not copy.exists()
+    return copy
+
+
+def test_a_bundle_moved_aside_comes_back(moved_aside, tiny_bundle):
+    """Planted mistakes: it is not looked for; the half-written new one is taken."""
+    before = {path.name: path.read_bytes() for path in tiny_bundle.iterdir()}
+    assert load_bundle(moved_aside).path == moved_aside
+    assert {path.name: path.read_bytes() for path in moved_aside.iterdir()} == before
+
+
+def test_a_bundle_moved_aside_where_nothing_can_be_renamed_is_named(moved_aside, monkeypatch):
+    """Planted mistake: PermissionError let through."""
+
+    def denied(self, target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", denied)
+    message = r"moved aside .* \(Permission denied\); rename .*\.copy\.hpedge\..*\.old\.partial to .*copy\.hpedge"
+    with pytest.raises(MissingDependency, match=message):
+        load_bundle(moved_aside)
 
 
 def test_zipped_bundles_are_the_same(tiny_bundle, tiny, tmp_path):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hpdval_edge.atomic import put_back
 from hpdval_edge.bundle import THRESHOLDS, Bundle, load_bundle, replace_thresholds
 from hpdval_edge.errors import UsageError
 from hpdval_edge.progress import say
@@ -60,6 +61,7 @@ def calibrate(model: str | None, *, objective: str | None, data: str | None, ima
 def _calibrate_own_bundle(run: RunFolder, pictures: LabelledImages, objective: Objective) -> list[dict[str, Any]]:
     """Calibrate ``runs/<name>/model.hpedge`` where there is one with the run's labels."""
     path = run.path / "model.hpedge"
+    put_back(path)
     if not path.exists():
         return []
     bundle = load_bundle(path)
