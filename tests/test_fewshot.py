@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -274,6 +275,34 @@ def test_mistakes_are_named_before_training(pascal, tmp_path, monkeypatch, chang
     with pytest.raises(UsageError, match=message):
         run_fewshot(arguments.pop("dataset"), root, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt.length": "80", "prompt.init": "gaussian"}, r"prompt\.length is 80, .* hold at most 7[0-4]\."),
+        ({"prompt.length": "8", "prompt.init": "words"}, r"prompt\.init=words starts from .* prompt\.length is 8"),
+    ],
+)
+def test_prompts_that_no_episode_can_have_are_refused_before_training(
+    pascal, values, tmp_path, monkeypatch, run_hpedge, changes, message
+):
+    """Planted mistakes: left to the first episode, after the base run; a length as BadData, exit code 3."""
+    monkeypatch.chdir(tmp_path)
+    sets = [part for key, value in {**values, **changes}.items() for part in ("--set", f"{key}={value}")]
+    code, out, err = run_hpedge("reproduce", "table2", "--data", f"voc2007={pascal}", *sets)
+    assert (code, out) == (2, ""), err
+    (line,) = err.splitlines()
+    assert re.search(message, line)
+    assert not list(tmp_path.rglob("*.toml"))
+    assert not (tmp_path / "reproduce").exists()
+
+
+def test_a_length_does_not_matter_where_no_prompt_is_learnt(pascal, values, tmp_path, monkeypatch):
+    """Planted mistake: the length checked whatever an episode trains."""
+    monkeypatch.chdir(tmp_path)
+    arguments = {"shots": 1, "values": {**values, "prompt.length": "80"}, "episodes": (1,), "out": tmp_path / "out"}
+    assert run_fewshot("voc", pascal, tune="student", **arguments)["episodes"]
 
 
 def test_an_interrupted_base_run_goes_on(pascal, values, tmp_path, monkeypatch):

@@ -166,6 +166,18 @@ def test_a_label_that_does_not_fit_is_named(demo):
         tower.encode_prompts(["a photo of a " + "very " * 70 + "long."])
 
 
+def test_a_length_that_leaves_no_room_for_a_label_is_refused(demo):
+    """72 vectors, "traffic light.", start and end are 77 tokens. Planted mistakes: one less is allowed, or one more."""
+    tower = TextTower(*demo)
+    arguments = {"init": "gaussian", "period": True, "seed": 0}
+    assert len(PromptLearner(tower, ["cat", "traffic light"], length=72, **arguments).end) == 2
+    message = r"prompt\.length is 73, but beside 'traffic light\.' the text tower's 77 tokens hold at most 72\."
+    with pytest.raises(UsageError, match=message):
+        PromptLearner(tower, ["cat", "traffic light"], length=73, **arguments)
+    with pytest.raises(BadData, match="shorten the label"):
+        PromptLearner(tower, ["cat", "very " * 75], length=1, **arguments)
+
+
 def test_a_tower_that_reads_a_class_token_is_refused():
     """CoCa: causal, "argmax" by name, but its output is not at the end token. Planted mistake: taken as a CLIP."""
     text = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

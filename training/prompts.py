@@ -100,6 +100,9 @@ class PromptLearner(nn.Module):
 
     The sequence of class i is [SOT | M context vectors | tokens of the class, ".", EOT]; the context replaces the
     embeddings of M placeholders "X". ``texts`` are the words of each class.
+
+    Raises:
+        UsageError: a length, or an ``init`` for it, that no prompt can have. BadData: a label that none can hold.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         stop = "." if period else ""
+        _check_length(tower, [f"{text}{stop}" for text in texts], length)
         ids = tower.tokenize([" ".join(["X"] * length) + f" {text}{stop}" for text in texts])
         ids = ids.to(tower.positional_embedding.device)
         with torch.no_grad():
@@ -123,6 +127,17 @@ class PromptLearner(nn.Module):
         """Context [M, W] -> learned text embeddings P^G or P^L [C, E]; gradients reach ``context`` only."""
         middle = context.expand(len(self.end), -1, -1)
         return tower.encode(torch.cat([self.start, middle, self.rest], dim=1), self.end)
+
+
+def _check_length(tower: TextTower, texts: Sequence[str], length: int) -> None:
+    """UsageError where a label fits into the text tower, but not beside ``length`` context vectors."""
+    longest = max(texts, key=lambda text: len(tower.tokenizer.encode(text)))
+    context = len(tower.positional_embedding)
+    room = context - 2 - len(tower.tokenizer.encode(longest))
+    if 0 < room < length:
+        raise UsageError(
+            f"prompt.length is {length}, but beside {longest!r} the text tower's {context} tokens hold at most {room}."
+        )
 
 
 def initial_context(tower: TextTower, *, length: int, init: str, seed: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Everything a run trains on, prepared before the first step: data, teacher, student, cached embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.losses import class_stats, make_loss
 from hpdval_edge.training.model import DualView, make_model
 from hpdval_edge.training.precision import autocast, choose_device, set_threads
-from hpdval_edge.training.prompts import PromptLearner, class_texts, fixed_prompts
+from hpdval_edge.training.prompts import PromptLearner, TextTower, class_texts, fixed_prompts
 from hpdval_edge.training.readers_check import read_configured
 from hpdval_edge.training.run_folder import CACHE
 from hpdval_edge.training.scenes import make_scenes_lt
@@ -99,15 +100,13 @@ class Session:
 
     def prompt_learner(self) -> PromptLearner:
         """Fresh contexts V, V' as configured."""
-        prompt = self.config.prompt
-        return PromptLearner(
-            self.teacher.text,
-            self.texts,
-            length=prompt.length,
-            init=prompt.init,
-            period=prompt.period,
-            seed=self.config.seed,
-        ).to(self.device)
+        return make_prompts(self.config, self.teacher.text, self.texts).to(self.device)
+
+
+def make_prompts(config: Config, tower: TextTower, texts: Sequence[str]) -> PromptLearner:
+    """Contexts as configured for classes called ``texts``; see PromptLearner for what it refuses."""
+    prompt = config.prompt
+    return PromptLearner(tower, texts, length=prompt.length, init=prompt.init, period=prompt.period, seed=config.seed)
 
 
 def load_data(config: Config) -> Splits:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hpdval_edge.atomic import write_text
 from hpdval_edge.config import Config, as_table, flatten, load_config, override
@@ -13,12 +14,15 @@ from hpdval_edge.config_keys import FREE_KEYS, among
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import LabelledImages
+from hpdval_edge.training.prompts import class_texts
 from hpdval_edge.training.protocols.fewshot_coco import coco_protocol
 from hpdval_edge.training.protocols.fewshot_episode import TUNES, run_episode, summed
 from hpdval_edge.training.protocols.fewshot_splits import EPISODES, SHOTS, FewShot
 from hpdval_edge.training.protocols.fewshot_voc import voc_protocol
 from hpdval_edge.training.readers_write import labels_text, list_text
 from hpdval_edge.training.run_folder import RUNS, RunFolder
+from hpdval_edge.training.session import make_prompts
+from hpdval_edge.training.teacher import load_teacher
 from hpdval_edge.training.train import TrainOptions, train
 
 DATASETS = ("coco", "voc")
@@ -67,6 +71,8 @@ def run_fewshot(
     _check_config(_config(values, {}), tune)
     root, out = Path(root).absolute(), Path(out).absolute()
     splits = _splits(dataset, root, mixed, support)
+    if tune != "student":
+        _check_prompts(_config(values, {}), splits.novel_test.labels)
     supports = {episode: splits.support(shots, episode) for episode in episodes}
     base = _base_run(dataset, splits, values, out)
     # Options of one data set alone are no part of the other's results.
@@ -108,6 +114,12 @@ def _check_config(config: Config, tune: str) -> None:
         raise UsageError(f"train.mode={config.train.mode} has no base stage; few-shot needs train.mode=two_stage.")
     if tune != "student" and config.prompt.global_ == config.prompt.local == "fixed":
         raise UsageError(f"tune is {tune!r}, but prompt.global and prompt.local are fixed; use tune='student'.")
+
+
+def _check_prompts(config: Config, labels: Sequence[str]) -> None:
+    """UsageError or BadData for prompts that no episode can have, which the base run does not look at."""
+    tower = load_teacher(config.teacher.spec, torch.device("cpu")).text
+    make_prompts(config, tower, class_texts(labels, config.data.class_names))
 
 
 def _splits(dataset: str, root: Path, mixed: str, support: str) -> FewShot:
