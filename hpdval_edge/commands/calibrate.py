@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Images, Json
+from hpdval_edge.commands.options import Images, Json, RunOrBundle
 
 
 def calibrate(
-    model: Annotated[str | None, typer.Argument(help="A run or a bundle; else the last run.")] = None,
+    model: RunOrBundle = None,
     objective: Annotated[
         str | None,
         typer.Option(help="f1, precision=P or recall=R; else that of the last fit, f1 at first.", show_default=False),

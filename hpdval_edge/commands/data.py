@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hpdval_edge.commands.options import Images, Json
+from hpdval_edge.commands.options import Images, Json, Labels
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -15,7 +15,6 @@ data = typer.Typer(
 )
 Source = Annotated[str, typer.Argument(metavar="PATH", help="What hpedge train --data takes.", show_default=False)]
 Folder = Annotated[Path, typer.Option("--images", help="Folder with the downloaded pictures.", show_default=False)]
-Labels = Annotated[str | None, typer.Option(help="File of label names, one a line, in column order.")]
 Out = Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)]
 To = Annotated[str, typer.Option(help="csv or list.")]
 

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Images, Json
+from hpdval_edge.commands.options import Images, Json, RunOrBundle
 
 
 def eval(
-    model: Annotated[str | None, typer.Argument(help="A run or a bundle; else the last run.")] = None,
+    model: RunOrBundle = None,
     data: Annotated[str | None, typer.Option(help="Labelled pictures; else the run's own test split.")] = None,
     images: Images = None,
     backend: Annotated[str, typer.Option(help="Engine for a bundle.")] = "auto",

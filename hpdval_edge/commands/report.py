@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Json
+from hpdval_edge.commands.options import Json, Run
 
 
 def report(
-    run: Annotated[str | None, typer.Argument(help="A run; else the last one.")] = None,
+    run: Run = None,
     out: Annotated[Path | None, typer.Option(help="HTML file; else runs/<run>/report.html.")] = None,
     json_: Json = False,
 ) -> None:

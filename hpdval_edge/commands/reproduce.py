@@ -8,15 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Json, Set
+from hpdval_edge.commands.options import Json, Set, Student, Teacher
 from hpdval_edge.errors import UsageError
 
 Data = Annotated[
     list[str] | None,
     typer.Option(help="demo, voc-lt=DIR, coco-lt=DIR, or a folder or list; repeatable. Default demo."),
 ]
-Teacher = Annotated[str | None, typer.Option(help="demo, NAME:TAG, NAME:FILE or CONFIG.json:FILE of open_clip.")]
-StudentName = Annotated[str | None, typer.Option(help="A timm model NAME or NAME:FILE; else chosen by the preset.")]
 Preset = Annotated[str | None, typer.Option(help="recommended, paper or release, under every row.")]
 Seeds = Annotated[int, typer.Option(help="Runs a row, with seeds 0 to N-1.", min=1)]
 Cells = Annotated[str | None, typer.Option(help="Only these rows, comma-separated, e.g. bce,dbstar.")]
@@ -26,7 +24,7 @@ def reproduce(
     table: Annotated[str, typer.Argument(help="table1, table2, table3, table5, table6 or ablation.")],
     data: Data = None,
     teacher: Teacher = None,
-    student: StudentName = None,
+    student: Student = None,
     preset: Preset = None,
     seeds: Seeds = 1,
     cells: Cells = None,

@@ -6,17 +6,8 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Json, Set
-from hpdval_edge.commands.reproduce import (
-    Cells,
-    Data,
-    Preset,
-    Seeds,
-    StudentName,
-    Teacher,
-    experiment_options,
-    finish,
-)
+from hpdval_edge.commands.options import Json, Set, Student, Teacher
+from hpdval_edge.commands.reproduce import Cells, Data, Preset, Seeds, experiment_options, finish
 
 
 def sweep(
@@ -26,7 +17,7 @@ def sweep(
     ] = False,
     data: Data = None,
     teacher: Teacher = None,
-    student: StudentName = None,
+    student: Student = None,
     preset: Preset = None,
     seeds: Seeds = 1,
     cells: Cells = None,

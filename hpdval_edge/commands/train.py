@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Images, Json, Set
+from hpdval_edge.commands.options import Images, Json, Labels, Set, Student, Teacher
 from hpdval_edge.errors import UsageError
 
 
@@ -19,14 +19,10 @@ def train(
     val: Annotated[str | None, typer.Option(help="Validation list; else a part of the training data.")] = None,
     test: Annotated[str | None, typer.Option(help="Test list for the report.")] = None,
     images: Images = None,
-    labels: Annotated[str | None, typer.Option(help="File of label names, one a line, in column order.")] = None,
+    labels: Labels = None,
     preset: Annotated[str | None, typer.Option(help="recommended, paper or release.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="demo, NAME:TAG, NAME:FILE or CONFIG.json:FILE of open_clip.")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="A timm model NAME or NAME:FILE; else chosen by the preset.")
-    ] = None,
+    teacher: Teacher = None,
+    student: Student = None,
     stage: Annotated[str, typer.Option(help="1, 2 or all; 2 takes stage 1 from the last run.")] = "all",
     name: Annotated[str | None, typer.Option(help="Name of the run, a folder in runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the last run, or --name's.")] = False,
@@ -56,12 +52,10 @@ def train(
     sources = {"data.path": data, "data.val": val, "data.test": test, "data.images": images, "data.labels": labels}
     values = chosen_values(sources, teacher, student)
     assignments = parse_assignments(set_ or ())
-    continued = resume or stage == "2"
-    if continued and (values or preset):
-        given = ", ".join([*values, *(["preset"] if preset else [])])
-        raise UsageError(f"a run that goes on keeps its own {given}; leave the option out or start a new run.")
     config = None
-    if not continued:
+    if resume or stage == "2":
+        _refuse_settings(values, preset)
+    else:
         config = load_config(preset=preset, project=Path(PROJECT_FILE), values={**values, **assignments})
     module = import_from("train", "training.train")
     options = module.TrainOptions(name=name, stage=stage, resume=resume, stop_after=stop_after)
@@ -76,6 +70,13 @@ def train(
         return
     typer.echo(table(reports))
     typer.echo(f"run {run.path} is done; next: hpedge export --fp16")
+
+
+def _refuse_settings(values: dict[str, Any], preset: str | None) -> None:
+    """UsageError for options that a run that goes on has settings of its own for."""
+    given = ", ".join([*values, *(["preset"] if preset else [])])
+    if given:
+        raise UsageError(f"a run that goes on keeps its own {given}; leave the option out or start a new run.")
 
 
 def chosen_values(sources: dict[str, str | None], teacher: str | None, student: str | None) -> dict[str, Any]:
