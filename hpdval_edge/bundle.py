@@ -140,6 +140,14 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BadData(
             f"bundle {path}: {TEXT} or {THRESHOLDS} is not what schema {SCHEMA} holds ({error!r})."
         ) from error
+    _check_shapes(path, manifest, banks, values)
+    # Exports before fitted_at existed took the F1 thresholds of float32 scores, whatever the bundle's precision.
+    fitted_at, objective = thresholds.get("fitted_at", "fp32"), thresholds.get("objective", "f1")
+    return Bundle(path, manifest, *banks, values, calibration, fitted_at, objective)
+
+
+def _check_shapes(path: Path, manifest: Manifest, banks: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> None:
+    """BadData where the text banks or the thresholds are not those of the manifest's labels."""
     shape = (len(manifest.labels), manifest.embed_dim)
     for name, bank in zip(("global", "local"), banks, strict=True):
         if bank.shape != shape or bank.dtype != np.float32:
@@ -148,9 +156,6 @@ def load_bundle(path: str | Path) -> Bundle:
             )
     if values.shape != shape[:1]:
         raise BadData(f"bundle {path}: {len(values)} thresholds for {shape[0]} labels.")
-    # Exports before fitted_at existed took the F1 thresholds of float32 scores, whatever the bundle's precision.
-    fitted_at, objective = thresholds.get("fitted_at", "fp32"), thresholds.get("objective", "f1")
-    return Bundle(path, manifest, *banks, values, calibration, fitted_at, objective)
 
 
 def read_calibration(entry: Mapping[str, Any], logit_scale: float) -> Calibration:

@@ -31,13 +31,7 @@ def calibrate(model: str | None, *, objective: str | None, data: str | None, ima
     """
     wanted = None if objective is None else parse_objective(objective)
     if is_bundle(model):
-        if data is None:
-            raise UsageError(
-                f"a bundle has no pictures of its own: pass --data, e.g. hpedge calibrate {model} --data val.csv."
-            )
-        bundle = load_bundle(model)
-        _, pictures = named_pictures(data, images, bundle.manifest.labels, "val")
-        return {"fits": [_calibrate_bundle(bundle, pictures, wanted)]}
+        return {"fits": [_calibrate_named_bundle(model, data, images, wanted)]}
     run = find_run(model)
     subject = run_subject(run)
     if data is None:
@@ -56,6 +50,18 @@ def calibrate(model: str | None, *, objective: str | None, data: str | None, ima
     run.write_json(THRESHOLDS, {**stored, "fp32": entry})
     fits = [{"model": str(run.path), **entry}]
     return {"fits": fits + _calibrate_own_bundle(run, pictures, wanted or stored_objective(entry))}
+
+
+def _calibrate_named_bundle(
+    model: str, data: str | None, images: str | None, objective: Objective | None
+) -> dict[str, Any]:
+    if data is None:
+        raise UsageError(
+            f"a bundle has no pictures of its own: pass --data, e.g. hpedge calibrate {model} --data val.csv."
+        )
+    bundle = load_bundle(model)
+    _, pictures = named_pictures(data, images, bundle.manifest.labels, "val")
+    return _calibrate_bundle(bundle, pictures, objective)
 
 
 def _calibrate_own_bundle(run: RunFolder, pictures: LabelledImages, objective: Objective) -> list[dict[str, Any]]:

@@ -151,11 +151,6 @@ def prepare(config: Config) -> Session:
     teacher = load_teacher(config.teacher.spec, device)
     torch.manual_seed(config.seed)
     student, resolved = make_student(config.student, teacher)
-    if config.kd.weight == "auto" and resolved.init != "clip":
-        say(
-            "note: kd.weight=auto is 0 for a student that does not start from CLIP, see docs/method.md; with a strong "
-            "teacher try --set kd.weight=1"
-        )
     config = _resolve(replace(config, student=resolved), student)
     names = ("train", "val", "test")
     stores = make_stores(config, splits, resolved.image_size, names)
@@ -163,14 +158,7 @@ def prepare(config: Config) -> Session:
     texts = tuple(class_texts(splits.train.labels, config.data.class_names))
     with torch.no_grad():
         fixed = teacher.text.encode_prompts(fixed_prompts(texts, period=config.prompt.period)).float()
-    distils = float(config.kd.weight) > 0
-    looked_at = [name for name in views if distils or name != "train"]
-    embeddings = {name: _embeddings(teacher, views, name, config, device) for name in looked_at}
-    if distils and config.kd.space == "hidden" and embeddings["train"].shape[1] != student.width:
-        raise UsageError(
-            f"kd.space=hidden compares the teacher's {embeddings['train'].shape[1]} hidden numbers with the student's "
-            f"{student.width}; use kd.space=embed."
-        )
+    embeddings = _all_embeddings(teacher, views, config, device, width=student.width)
     session = Session(
         config=config,
         device=device,
@@ -184,12 +172,17 @@ def prepare(config: Config) -> Session:
         train_embeddings=embeddings.get("train"),
         patch_teacher=_patch_teacher(teacher, student, views["train"], config, device),
     )
+    _check_choices(session)
+    return session
+
+
+def _check_choices(session: Session) -> None:
+    """UsageError for a selection or a loss that the configuration names and the data or the formula does not have."""
     session.selection_split()
     try:
         session.loss()
     except ValueError as error:
         raise UsageError(f"loss: {error}") from error
-    return session
 
 
 def _check_positives(splits: Splits, config: Config) -> None:
@@ -232,8 +225,13 @@ def _patch_teacher(
 
 
 def _resolve(config: Config, student: Student) -> Config:
-    """Fill in what depends on the student: topk, and the step sizes of stage 1."""
+    """Fill in what depends on the student: topk, the step sizes of stage 1, and whether stage 1 is distilled."""
     from_clip, projection = config.student.init == "clip", config.student.embed == "clip_proj"
+    if config.kd.weight == "auto" and not from_clip:
+        say(
+            "note: kd.weight=auto is 0 for a student that does not start from CLIP, see docs/method.md; with a strong "
+            "teacher try --set kd.weight=1"
+        )
     few = student.num_patches < FEW_PATCHES
     automatic = {
         "fuse.topk": max(1, student.num_patches // 2) if few else RECOMMENDED_TOPK,
@@ -245,6 +243,25 @@ def _resolve(config: Config, student: Student) -> Config:
     }
     flat = flatten(as_table(config))
     return override(config, {key: value for key, value in automatic.items() if flat[key] in (0, "auto")})
+
+
+def _all_embeddings(
+    teacher: Teacher, stores: dict[str, ImageStore], config: Config, device: torch.device, *, width: int
+) -> dict[str, np.ndarray]:
+    """The teacher's embeddings by split name, of the training pictures only where they are distilled.
+
+    Raises:
+        UsageError: hidden embeddings are to be distilled into a student whose ``width`` is another.
+    """
+    distils = float(config.kd.weight) > 0
+    looked_at = [name for name in stores if distils or name != "train"]
+    embeddings = {name: _embeddings(teacher, stores, name, config, device) for name in looked_at}
+    if distils and config.kd.space == "hidden" and embeddings["train"].shape[1] != width:
+        raise UsageError(
+            f"kd.space=hidden compares the teacher's {embeddings['train'].shape[1]} hidden numbers with the student's "
+            f"{width}; use kd.space=embed."
+        )
+    return embeddings
 
 
 def _embeddings(
