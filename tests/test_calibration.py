@@ -151,6 +151,20 @@ class Store:
         return rows
 
 
+def peaks(scorer, data):
+    """Most bytes held while ``data`` are scored, and while they are reported on with the scores there."""
+    tracemalloc.start()
+    try:
+        scores = score_store(scorer, Store(), batch=70)
+        alone = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        plain = Calibration(5.0)
+        report(scores, data, data.class_counts, thresholds=np.zeros(400, np.float32), calibration=plain)
+        return alone, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_scores_are_held_once(tmp_path, monkeypatch):
     """Planted mistakes: the parts and their concatenation together, float64 probabilities of all images."""
     monkeypatch.setattr("hpdval_edge.training.average_precision.PAIRS", 1 << 14)
@@ -159,23 +173,15 @@ def test_scores_are_held_once(tmp_path, monkeypatch):
     def scorer(rows):
         return np.sin(rows.astype(np.float32)[:, None] + noise)
 
-    targets = scorer(np.arange(3000)) > 0.9
-    tracemalloc.start()
-    try:
-        scores = score_store(scorer, Store(), batch=70)
-        alone = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        data = labelled(targets, tmp_path)
-        plain = Calibration(5.0)
-        report(scores, data, data.class_counts, thresholds=np.zeros(400, np.float32), calibration=plain)
-        reported = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    scores = score_store(scorer, Store(), batch=70)
     np.testing.assert_array_equal(scores, scorer(np.arange(3000)))
     assert scores.dtype == np.float32
+    data = labelled(scores > 0.9, tmp_path)
+    # What else allocates in the process is not there every time; what the code holds is.
+    alone, reported = np.min([peaks(scorer, data) for _ in range(3)], axis=0)
     assert alone < 1.3 * scores.nbytes
-    # The targets as uint8 are a quarter; float64 probabilities alone would be twice the scores.
-    assert reported < 2 * scores.nbytes
+    # The targets as bool are a quarter; float64 probabilities alone would be twice the scores.
+    assert reported < 1.75 * scores.nbytes
 
 
 @pytest.fixture

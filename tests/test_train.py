@@ -136,14 +136,14 @@ def break_stage_2(patch):
     return lambda: patch.setattr(StageTrainer, "_train_step", original)
 
 
-def test_what_ends_in_the_first_epoch_of_stage_2_goes_on_there(tiny_run, tiny_values, tmp_path, monkeypatch):
+def test_what_ends_in_the_first_epoch_of_stage_2_goes_on_there(tiny_run, tiny_run_values, tmp_path, monkeypatch):
     """Planted mistakes: the state saved after an epoch only, so that stage 2's weights become stage 1's; the weights
     that eval.select names taken while stage 2 trains.
     """
     monkeypatch.chdir(tmp_path)
     repair = break_stage_2(monkeypatch)
     with pytest.raises(CheckFailed, match="planted"):
-        train(load_config(values=tiny_values), TrainOptions(name="parts"), {})
+        train(load_config(values=tiny_run_values), TrainOptions(name="parts"), {})
     run, whole = find_run("parts"), RunFolder(tiny_run / "runs" / "tiny")
     assert read_weights(run.weights("best"))[1]["stage"] == "stage2"
     assert reported_weights(run) == run.weights("stage1")

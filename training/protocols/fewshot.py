@@ -84,16 +84,14 @@ def run_fewshot(
         parts = {"data.path": pictures, "data.test": splits.novel_test}
         results.append(_episode(folder, episode, parts, values, base, tune))
         say(f"{dataset} {shots}-shot episode {episode}: mAP {results[-1]['mAP']:.2f}")
+    return {"dataset": dataset, "shots": shots, **_summary(results), "base": base.name, **options}
+
+
+def _summary(results: Sequence[Mapping]) -> dict:
+    """mAP, std and episodes, as ``run_fewshot`` returns them."""
     scores = np.array([result["mAP"] for result in results])
-    return {
-        "dataset": dataset,
-        "shots": shots,
-        "mAP": float(scores.mean()),
-        "std": float(scores.std()),
-        "episodes": [{name: result[name] for name in ("episode", "mAP", "pictures")} for result in results],
-        "base": base.name,
-        **options,
-    }
+    episodes = [{name: result[name] for name in ("episode", "mAP", "pictures")} for result in results]
+    return {"mAP": float(scores.mean()), "std": float(scores.std()), "episodes": episodes}
 
 
 def _check(dataset: str, shots: int, tune: str, episodes: Sequence[int], values: Mapping[str, str]) -> None:
