@@ -77,6 +77,8 @@ void head(const Array& cls, const py::array& patches, const std::string& dtype, 
 
 }  // namespace
 
+void bind_preprocess(py::module_& m);
+
 PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.doc() = "CPU kernels; no libtorch, so the wheel builds in isolation and fits any torch.";
     m.def("isas", &isas, "Instruction sets of this processor that the head has code for, fastest first.");
@@ -85,4 +87,5 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.def("head", &head, "The dual-view head, see kernels/cpu/head.hpp.", py::arg("cls").noconvert(),
           py::arg("patches").noconvert(), py::arg("dtype"), py::arg("text"), py::arg("k"), py::arg("alpha"),
           py::arg("scores").noconvert(), py::arg("patch_scores").noconvert(), py::arg("threads"));
+    bind_preprocess(m);
 }
