@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.kernels import preprocess
+from hpdval_edge.kernels.preprocess_spec import numpy_normalize
 
 try:
     from PIL import AvifImagePlugin
@@ -229,7 +231,21 @@ def resize_squash(image: Image.Image, size: int) -> np.ndarray:
         raise ValueError(f"image must have mode RGB, got {image.mode}; read it with open_rgb")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+    return preprocess.resize(image, size)
+
+
+def squash_normalise(
+    picture: Image.Image | np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]
+) -> np.ndarray:
+    """What ``normalise`` makes of ``resize_squash``, in one pass.
+
+    Args:
+        picture: RGB image, or uint8 [H, W, 3].
+
+    Returns:
+        float32 [3, size, size].
+    """
+    return preprocess.resize_normalize(picture, size, mean=mean, std=std)
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -249,5 +265,4 @@ def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     centre, spread = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if centre.shape != (3,) or spread.shape != (3,) or not (spread > 0).all():
         raise ValueError(f"mean and std must hold 3 numbers each, std positive, got {mean} and {std}")
-    unit = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C") / np.float32(255)
-    return (unit - centre[:, None, None]) / spread[:, None, None]
+    return numpy_normalize(pixels, mean, std)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hpdval_edge.errors import BadData, UsageError
-from hpdval_edge.images import find_images, open_rgb, resize_squash
+from hpdval_edge.images import find_images, open_rgb
 from hpdval_edge.overlay import draw_overlay, save_overlay
 from hpdval_edge.predictor import Prediction, Predictor
 from hpdval_edge.progress import say
@@ -49,9 +49,8 @@ def infer(predictor: Predictor, sources: Sequence[str], *, format_: str, overlay
                 say(f"hpedge: {error}")
         if not readable:
             continue
-        size = predictor.bundle.manifest.image_size
-        pixels = np.stack([resize_squash(picture, size) for _, picture in readable])
-        for (path, picture), prediction in zip(readable, predictor.predict_pixels(pixels), strict=True):
+        prepared = np.stack([predictor.prepare(picture) for _, picture in readable])
+        for (path, picture), prediction in zip(readable, predictor.predict_images(prepared), strict=True):
             write(path, prediction)
             if overlay:
                 page = draw_overlay(picture, prediction, predictor.labels, predictor.thresholds, title=path.name)

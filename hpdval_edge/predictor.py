@@ -11,7 +11,7 @@ from PIL import Image
 
 from hpdval_edge.bundle import Bundle, load_bundle
 from hpdval_edge.errors import UsageError
-from hpdval_edge.images import normalise, open_rgb, resize_squash
+from hpdval_edge.images import normalise, open_rgb, squash_normalise
 from hpdval_edge.runtimes import load_engine
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -93,15 +93,22 @@ class Predictor:
         batch = [pictures] if single else list(pictures)
         if not batch:
             return []
-        size = self.bundle.manifest.image_size
-        predictions = self.predict_pixels(np.stack([resize_squash(as_image(picture), size) for picture in batch]))
+        predictions = self.predict_images(np.stack([self.prepare(picture) for picture in batch]))
         return predictions[0] if single else predictions
+
+    def prepare(self, picture: Picture) -> np.ndarray:
+        """A picture as the model takes it, float32 [3, S, S]: squashed to its size and normalised."""
+        manifest = self.bundle.manifest
+        return squash_normalise(as_pixels(picture), manifest.image_size, manifest.mean, manifest.std)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""
-        manifest = self.bundle.manifest
-        scores, patch_scores = self.engine(normalise(pixels, manifest.mean, manifest.std))
-        maps = patch_scores.reshape(len(scores), *manifest.grid, -1)
+        return self.predict_images(normalise(pixels, self.bundle.manifest.mean, self.bundle.manifest.std))
+
+    def predict_images(self, images: np.ndarray) -> list[Prediction]:
+        """Predict what ``prepare`` made of pictures, float32 [B, 3, S, S]."""
+        scores, patch_scores = self.engine(images)
+        maps = patch_scores.reshape(len(scores), *self.bundle.manifest.grid, -1)
         probabilities = self.bundle.calibration.probabilities(scores)
         rows = zip(scores, maps, probabilities, strict=True)
         return [Prediction(self._choose(row), row, grid, chances) for row, grid, chances in rows]
@@ -124,16 +131,16 @@ def warn_of_precision(bundle: Bundle) -> None:
         )
 
 
-def as_image(picture: Picture) -> Image.Image:
-    """A path, PIL image or uint8 [H, W, 3] array as an RGB PIL image."""
+def as_pixels(picture: Picture) -> Image.Image | np.ndarray:
+    """A path or a PIL image as an RGB PIL image; a uint8 [H, W, 3] array as it is."""
     if isinstance(picture, (str, Path)):
         return open_rgb(picture)
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         found = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise ValueError(f"a picture must be a path, a PIL image or uint8 [H, W, 3], got {found}")
-    return Image.fromarray(picture)
+    return picture
 
 
 def _thresholds(threshold: str | float, fitted: np.ndarray) -> np.ndarray:
