@@ -235,17 +235,20 @@ def resize_squash(image: Image.Image, size: int) -> np.ndarray:
 
 
 def squash_normalise(
-    picture: Image.Image | np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]
+    pictures: Sequence[Image.Image | np.ndarray], size: int, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """What ``normalise`` makes of ``resize_squash``, in one pass.
+    """What ``normalise`` makes of each picture's ``resize_squash``, in one pass.
 
     Args:
-        picture: RGB image, or uint8 [H, W, 3].
+        pictures: B of them, RGB images or uint8 [H, W, 3].
 
     Returns:
-        float32 [3, size, size].
+        float32 [B, 3, size, size].
     """
-    return preprocess.resize_normalize(picture, size, mean=mean, std=std)
+    batch = np.empty((len(pictures), 3, size, size), np.float32)
+    for picture, row in zip(pictures, batch, strict=True):
+        preprocess.resize_normalize(picture, size, mean=mean, std=std, out=row)
+    return batch
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 from PIL import Image
 
 from hpdval_edge.errors import BadData, UsageError
@@ -49,7 +48,7 @@ def infer(predictor: Predictor, sources: Sequence[str], *, format_: str, overlay
                 say(f"hpedge: {error}")
         if not readable:
             continue
-        prepared = np.stack([predictor.prepare(picture) for _, picture in readable])
+        prepared = predictor.prepare([picture for _, picture in readable])
         for (path, picture), prediction in zip(readable, predictor.predict_images(prepared), strict=True):
             write(path, prediction)
             if overlay:

@@ -93,13 +93,14 @@ class Predictor:
         batch = [pictures] if single else list(pictures)
         if not batch:
             return []
-        predictions = self.predict_images(np.stack([self.prepare(picture) for picture in batch]))
+        predictions = self.predict_images(self.prepare(batch))
         return predictions[0] if single else predictions
 
-    def prepare(self, picture: Picture) -> np.ndarray:
-        """A picture as the model takes it, float32 [3, S, S]: squashed to its size and normalised."""
+    def prepare(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Pictures as the model takes them, float32 [B, 3, S, S]: squashed to its size and normalised."""
         manifest = self.bundle.manifest
-        return squash_normalise(as_pixels(picture), manifest.image_size, manifest.mean, manifest.std)
+        sources = [as_pixels(picture) for picture in pictures]
+        return squash_normalise(sources, manifest.image_size, manifest.mean, manifest.std)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from typing import Any
@@ -58,12 +58,20 @@ class Job:
     table: np.ndarray | None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    out: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the result."""
+        size = self.geometry.out_height, self.geometry.out_width
+        return (*size, 3) if self.table is None else (3, *size)
 
 
 def _run_cpu(job: Job) -> np.ndarray:
     g = job.geometry
-    shape = (g.out_height, g.out_width, 3) if job.table is None else (3, g.out_height, g.out_width)
-    out = np.empty(shape, np.uint8 if job.table is None else job.table.dtype)
+    out = job.out
+    if out is None:
+        out = np.empty(job.shape, np.uint8 if job.table is None else job.table.dtype)
     picture = _cpu.PreprocessPicture(_plan(g), chosen_isa(), out, job.table, job.layout == "bgr")
     if job.layout == "nv12":
         picture.push_nv12(*job.source)
@@ -112,7 +120,11 @@ def _run_pillow(job: Job) -> np.ndarray:
     if job.table is None:
         return pillow_resize(job.source, size, mode=job.mode, layout=job.layout)
     options = {"mode": job.mode, "layout": job.layout, "dtype": job.table.dtype}
-    return pillow_resize_normalize(job.source, size, mean=job.mean, std=job.std, **options)
+    result = pillow_resize_normalize(job.source, size, mean=job.mean, std=job.std, **options)
+    if job.out is None:
+        return result
+    job.out[:] = result
+    return job.out
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +280,16 @@ def _job(pixels: Source, size: object, mode: str, layout: str, normalisation: tu
     return Job(pixels, layout, mode, geometry, table, mean, std)
 
 
+def _check_out(out: object, job: Job) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, got {type(out).__name__}")
+    if out.shape != job.shape or out.dtype != job.table.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"out must be {job.table.dtype} {list(job.shape)}, C-contiguous and writable, got {out.dtype} "
+            f"{list(out.shape)} with strides {list(out.strides)}, writable: {out.flags.writeable}"
+        )
+
+
 def resize(
     pixels: Source,
     size: int | tuple[int, int],
@@ -308,6 +330,7 @@ def resize_normalize(
     mode: str = "squash",
     dtype: np.dtype | str = "float32",
     layout: str = "rgb",
+    out: np.ndarray | None = None,
     backend: str = "auto",
 ) -> np.ndarray:
     """Resize a picture as `resize` does and compute (x / 255 - mean) / std in float32, channel first, in one pass.
@@ -316,11 +339,15 @@ def resize_normalize(
         mean: 3 numbers, R, G, B, for levels in [0, 1].
         std: 3 positive numbers.
         dtype: "float32", or "float16", rounded from it.
+        out: Where to write, such as one row of a batch: dtype [3, height, width], C-contiguous, writable; default new.
 
     The others are those of `resize`, and so are the errors.
 
     Returns:
-        dtype [3, height, width], contiguous.
+        dtype [3, height, width], contiguous; ``out`` where it was given.
     """
     job = _job(pixels, size, mode, layout, _checked_table(mean, std, dtype))
+    if out is not None:
+        _check_out(out, job)
+        job = replace(job, out=out)
     return choose(job, backend).run(job)

@@ -145,6 +145,22 @@ def test_normalised(isa, dtype, mode):
     np.testing.assert_allclose(got, exact, atol=1e-6 if dtype == "float32" else 2e-3)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "pillow"])
+def test_out_is_written_and_checked(backend):
+    pixels, batch = random_pixels(30, 40), np.full((3, 3, 20, 20), np.nan, np.float32)
+    options = {"mean": MEAN, "std": STD, "backend": backend}
+    got = resize_normalize(pixels, 20, out=batch[1], **options)
+    assert np.shares_memory(got, batch) and np.isnan(batch[[0, 2]]).all()
+    assert_same(got, resize_normalize(pixels, 20, **options))
+    frozen = np.zeros((3, 20, 20), np.float32)
+    frozen.flags.writeable = False
+    for out in (batch, batch[0, :, :19], batch[0].astype(np.float64), batch[0].transpose(0, 2, 1), frozen):
+        with pytest.raises(ValueError, match=r"out must be float32 \[3, 20, 20\], C-contiguous and writable, got"):
+            resize_normalize(pixels, 20, out=out, **options)
+    with pytest.raises(TypeError, match="out must be a numpy array, got list"):
+        resize_normalize(pixels, 20, out=[], **options)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_bgr_is_rgb_flipped(isa, mode):
     pixels = random_pixels(75, 101)
@@ -212,8 +228,8 @@ def test_images_module_uses_it(monkeypatch):
     image = Image.fromarray(random_pixels(60, 80))
     expected = np.array(image.resize((32, 32), Image.Resampling.BICUBIC))
     assert_same(resize_squash(image, 32), expected)
-    assert_same(squash_normalise(image, 32, MEAN, STD), normalise(expected, MEAN, STD))
-    assert_same(squash_normalise(np.array(image), 32, MEAN, STD), normalise(expected, MEAN, STD))
+    pair = np.stack([expected, expected])
+    assert_same(squash_normalise([image, np.array(image)], 32, MEAN, STD), normalise(pair, MEAN, STD))
     monkeypatch.setattr(preprocess, "_cpu", None)
     monkeypatch.setattr(preprocess, "CPU_MISSING", "no module", raising=False)
     assert_same(resize_squash(image, 32), expected)
