@@ -1,0 +1,219 @@
+"""The dual-view head on NVIDIA GPUs: the backend around `head_triton.py`, which it imports on the first call only.
+
+`run` and `refuses` are the two halves of a `Backend`; `gradients` is the backward that `run` attaches, for whoever
+registers the operator with torch as one node.
+
+Backward: the Triton kernel chooses the patches again and writes the gradient by every cosine, [B, N, C] float32, zero
+but for the chosen ones; the rest are matrix products, left to cuBLAS, and the chain rule of the normalisation. So the
+forward keeps no similarities, the backward as many as eager's. Without ties the gradient is that of eager's autograd;
+patches tied at the k-th place share the remaining weight evenly, where torch.topk picks some of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import sys
+from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, launch_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+# 10 times major + minor: tensor cores for bfloat16 and asynchronous copies.
+MIN_CAPABILITY = 80
+
+
+def float_bits(x: float) -> int:
+    """``x`` as float32, its bits as a signed int32: kernels take no floats as scalars."""
+    return struct.unpack("<i", struct.pack("<f", x))[0]
+
+
+def interpreted() -> bool:
+    """Whether triton interprets its kernels on the CPU, as tests do: by its own environment variable."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _installation_refuses() -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed; install 'hpdval-edge[export]'"
+    if not interpreted() and "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler (gcc, clang, or one named by CC) to launch kernels and there is none"
+    return None
+
+
+def refuses(arrays: tuple) -> str | None:
+    """Why the kernel cannot take ``arrays`` (cls, patches, text_global, text_local), or None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(arrays[0], torch.Tensor):
+        return "it takes torch tensors on an NVIDIA GPU and these are numpy arrays"
+    device = arrays[0].device
+    if not interpreted():
+        if device.type != "cuda" or torch.version.hip:
+            return f"it needs an NVIDIA GPU and the tensors are on {device}"
+        major, minor = torch.cuda.get_device_capability(device)
+        if 10 * major + minor < MIN_CAPABILITY:
+            return f"it needs compute capability 8.0 and {device} has {major}.{minor}"
+    elif device.type != "cpu":
+        return f"TRITON_INTERPRET=1 interprets kernels on the CPU and the tensors are on {device}"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "it cannot be traced"
+    if arrays[1].shape[1] > MAX_PATCHES:
+        return f"it takes at most {MAX_PATCHES:,} patches and these are {arrays[1].shape[1]:,}"
+    if arrays[1].shape[0] > MAX_IMAGES:
+        return f"it takes at most {MAX_IMAGES:,} images at once and these are {arrays[1].shape[0]:,}"
+    return _installation_refuses()
+
+
+def _contiguous(arrays: tuple) -> Tensors:
+    """One dtype, the widest, and rows behind one another; copied only where they are not that already."""
+    import torch
+
+    dtypes = [x.dtype for x in arrays]
+    wide = dtypes[0]
+    for dtype in dtypes[1:]:
+        wide = torch.promote_types(wide, dtype)
+    return tuple(x.detach().to(wide).contiguous() for x in arrays)
+
+
+def _launch(patches: Tensor) -> Launch:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(patches.device) if patches.is_cuda else (8, 0)
+    return launch_for(patches.shape[1], patches.element_size(), 10 * major + minor)
+
+
+def _start(kernel, inputs: tuple, patches: Tensor, classes: int, k: int, alpha: float, outputs: tuple) -> None:
+    """Launch ``kernel`` over class blocks and images of ``patches`` [B, N, E]; nothing where either is none."""
+    import torch
+
+    images, rows, width = patches.shape
+    if images == 0 or classes == 0:
+        return
+    launch = _launch(patches)
+    scalars = (rows, classes, k, float_bits(alpha))
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    grid = (-(-classes // launch.block_c), images)
+    with torch.cuda.device(patches.device) if patches.is_cuda else nullcontext():
+        kernel[grid](*inputs, *scalars, *outputs, E=width, **launch.constants, **options)
+
+
+def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:
+    import torch
+
+    from hpdval_edge.kernels.head_triton import head
+
+    patches, classes = arrays[1], len(arrays[2])
+    scores = torch.empty(len(patches), classes, dtype=torch.float32, device=patches.device)
+    shape = (*patches.shape[:2], classes)
+    patch_scores = torch.empty(shape, dtype=torch.float32, device=patches.device) if want_patches else None
+    _start(head, arrays, patches, classes, k, alpha, (scores, patch_scores))
+    return scores, patch_scores
+
+
+def _cosine_gradient(arrays: Tensors, k: int, alpha: float, by_scores: Tensor) -> Tensor:
+    """Gradient by the cosines of equation 5 [B, N, C], given the one by the scores [B, C]; both float32."""
+    import torch
+
+    from hpdval_edge.kernels.head_triton import head_shares
+
+    _, patches, _, text_local = arrays
+    classes = len(text_local)
+    shares = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
+    _start(head_shares, (patches, text_local, by_scores.contiguous()), patches, classes, k, alpha, (shares,))
+    return shares
+
+
+def gradients(
+    arrays: tuple,
+    k: int,
+    alpha: float,
+    by_scores: Tensor,
+    by_patch_scores: Tensor | None = None,
+    needed: tuple[bool, ...] = (True,) * 4,
+) -> tuple[Tensor | None, ...]:
+    """Gradients by cls, patches, text_global and text_local, in the dtype of each; None where not needed.
+
+    Args:
+        arrays: What `run` took.
+        k: What `run` took.
+        alpha: What `run` took.
+        by_scores: [B, C] float32, gradient of the loss by the scores.
+        by_patch_scores: [B, N, C] float32, by the patch cosines; None where they were not asked for.
+        needed: Which of the four to compute.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    by_whole = alpha * by_scores.float()
+    by_cosines = None
+    if needed[1] or needed[3]:
+        by_cosines = _cosine_gradient(_contiguous(arrays), k, alpha, by_scores.float())
+        if by_patch_scores is not None:
+            by_cosines += by_patch_scores
+    with torch.enable_grad(), torch.autocast(by_scores.device.type, enabled=False):
+        leaves = [x.detach().requires_grad_() for x in arrays]
+        units = [normalize(x.float(), dim=-1, eps=1e-12) for x in leaves]
+        cls, patches, text_global, text_local = (x.detach() for x in units)
+        by_unit = (
+            lambda: by_whole @ text_global,
+            lambda: by_cosines @ text_local,
+            lambda: by_whole.T @ cls,
+            lambda: by_cosines.flatten(0, 1).T @ patches.flatten(0, 1),
+        )
+        return tuple(
+            torch.autograd.grad(unit, leaf, product())[0] if wanted else None
+            for unit, leaf, product, wanted in zip(units, leaves, by_unit, needed, strict=True)
+        )
+
+
+@cache
+def _function() -> type:
+    """The kernels as a torch function with a gradient; made late because its base class is torch's."""
+    import torch
+
+    class DualViewHead(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, k, alpha, want_patches, *arrays):
+            ctx.k, ctx.alpha = k, alpha
+            ctx.save_for_backward(*arrays)
+            ctx.set_materialize_grads(False)
+            return _forward(_contiguous(arrays), k, alpha, want_patches)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, by_scores, by_patch_scores):
+            arrays = ctx.saved_tensors
+            if by_scores is None:
+                by_scores = arrays[0].new_zeros(len(arrays[0]), len(arrays[2]), dtype=torch.float32)
+            needed = ctx.needs_input_grad[3:]
+            return None, None, None, *gradients(arrays, ctx.k, ctx.alpha, by_scores, by_patch_scores, needed)
+
+    return DualViewHead
+
+
+def run(arrays: tuple, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:
+    """Scores [B, C] and, where wanted, patch cosines [B, N, C], float32 on the inputs' device, with gradients.
+
+    Equations 4, 5, 8 and 9 by one launch. A NaN or an infinity in a row makes every score NaN that the row enters.
+
+    Args:
+        arrays: cls [B, E], patches [B, N, E], text_global [C, E], text_local [C, E]; what `refuses` lets through.
+            float32, float16 or bfloat16; of several the widest, into which the others are copied.
+        k: Patches averaged, at least 1, clamped to N.
+        alpha: Weight of the global view, 0..1.
+        want_patches: Also write the patch cosines.
+    """
+    import torch
+
+    if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
+        return _function().apply(k, alpha, want_patches, *arrays)
+    return _forward(_contiguous(arrays), k, alpha, want_patches)
