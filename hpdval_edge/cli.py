@@ -13,6 +13,7 @@ from hpdval_edge.commands.data import data
 from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
+from hpdval_edge.commands.kernels import kernels
 from hpdval_edge.commands.maps import maps
 from hpdval_edge.commands.report import report
 from hpdval_edge.commands.reproduce import reproduce
@@ -31,6 +32,7 @@ app = typer.Typer(
 for verb in (train, eval, calibrate, export, infer, reproduce, sweep, complexity, report, maps):
     app.command()(verb)
 app.add_typer(data, name="data")
+app.add_typer(kernels, name="kernels")
 
 
 def _version(wanted: bool) -> None:
