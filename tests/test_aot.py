@@ -204,7 +204,7 @@ def sass(cubin: bytes, folder: Path) -> list[str]:
 
 def every_target():
     for target in TARGETS:
-        for dtype, patches in (("fp16", 196), ("fp16", 576), ("fp32", 196)):
+        for dtype, patches in (("fp16", 196), ("fp16", 576), ("fp16", 1024), ("fp32", 196), ("fp32", 1024)):
             yield Variant(target, dtype, 512, patches)
 
 
