@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpdval_edge.kernels import head_cpu
+from hpdval_edge.kernels import head_cpu, head_gpu
 from hpdval_edge.kernels.arguments import check_arrays, check_options, is_tensor
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Backend:
 
 
 BACKENDS = (  # in order of preference; eager, which accepts everything, last
+    Backend("triton", head_gpu.run, head_gpu.refuses),
     Backend("cpu", head_cpu.run, head_cpu.refuses),
     Backend("numpy", _run_numpy, _numpy_refuses),
     Backend("eager", _run_eager, _eager_refuses),
@@ -157,7 +158,8 @@ def dual_view_scores(
         text_local: [C, E], text for a patch.
         k: Patches averaged, at least 1, clamped to N.
         alpha: Weight of the global view, 0..1.
-        backend: "auto" (the first of `BACKENDS` that can), "cpu" (C++), "numpy", or "eager" (torch).
+        backend: "auto" (the first of `BACKENDS` that can), "triton" (NVIDIA GPUs), "cpu" (C++), "numpy", or "eager"
+            (torch).
         return_patch_scores: Also return the patch cosines.
 
     Returns:

@@ -1,7 +1,7 @@
 """The dual-view head on NVIDIA GPUs: the backend around `head_triton.py`, which it imports on the first call only.
 
-`run` and `refuses` are the two halves of a `Backend`; `gradients` is the backward that `run` attaches, for whoever
-registers the operator with torch as one node.
+`run` and `refuses` are the two halves of a `Backend`; `gradients` is the backward, which `head_op.py` registers with
+torch.
 
 Backward: the Triton kernel chooses the patches again and writes the gradient by every cosine, [B, N, C] float32, zero
 but for the chosen ones; the rest are matrix products, left to cuBLAS, and the chain rule of the normalisation. So the
@@ -64,8 +64,6 @@ def refuses(arrays: tuple) -> str | None:
             return f"it needs compute capability 8.0 and {device} has {major}.{minor}"
     elif device.type != "cpu":
         return f"TRITON_INTERPRET=1 interprets kernels on the CPU and the tensors are on {device}"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "it cannot be traced"
     if arrays[1].shape[1] > MAX_PATCHES:
         return f"it takes at most {MAX_PATCHES:,} patches and these are {arrays[1].shape[1]:,}"
     if arrays[1].shape[0] > MAX_IMAGES:
@@ -175,33 +173,8 @@ def gradients(
         )
 
 
-@cache
-def _function() -> type:
-    """The kernels as a torch function with a gradient; made late because its base class is torch's."""
-    import torch
-
-    class DualViewHead(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, k, alpha, want_patches, *arrays):
-            ctx.k, ctx.alpha = k, alpha
-            ctx.save_for_backward(*arrays)
-            ctx.set_materialize_grads(False)
-            return _forward(_contiguous(arrays), k, alpha, want_patches)
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, by_scores, by_patch_scores):
-            arrays = ctx.saved_tensors
-            if by_scores is None:
-                by_scores = arrays[0].new_zeros(len(arrays[0]), len(arrays[2]), dtype=torch.float32)
-            needed = ctx.needs_input_grad[3:]
-            return None, None, None, *gradients(arrays, ctx.k, ctx.alpha, by_scores, by_patch_scores, needed)
-
-    return DualViewHead
-
-
 def run(arrays: tuple, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:
-    """Scores [B, C] and, where wanted, patch cosines [B, N, C], float32 on the inputs' device, with gradients.
+    """Scores [B, C] and, where wanted, patch cosines [B, N, C], float32 on the inputs' device.
 
     Equations 4, 5, 8 and 9 by one launch. A NaN or an infinity in a row makes every score NaN that the row enters.
 
@@ -212,8 +185,4 @@ def run(arrays: tuple, k: int, alpha: float, want_patches: bool) -> tuple[Tensor
         alpha: Weight of the global view, 0..1.
         want_patches: Also write the patch cosines.
     """
-    import torch
-
-    if torch.is_grad_enabled() and any(x.requires_grad for x in arrays):
-        return _function().apply(k, alpha, want_patches, *arrays)
     return _forward(_contiguous(arrays), k, alpha, want_patches)

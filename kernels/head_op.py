@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hpdval_edge.kernels import head
+from hpdval_edge.kernels import head, head_gpu
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -26,8 +26,7 @@ def dual_view_op(
 ) -> tuple[Tensor, Tensor]:
     """`dual_view_scores` on checked inputs: scores [B, C], and patch cosines [B, N, C], or [0] when not wanted.
 
-    The shapes and dtypes are those of `dual_view_scores`; float64 as well, which only the backend "eager" takes. The
-    gradient reaches, per image and label, the k patches that torch.topk chooses; among equal cosines it may choose any.
+    The shapes and dtypes are those of `dual_view_scores`; float64 as well, which only the backend "eager" takes.
     """
     arrays = (cls, patches, text_global, text_local)
     scores, patch_scores = head.choose(arrays, backend).run(arrays, k, alpha, want_patches)
@@ -66,32 +65,91 @@ def _wide(arrays: tuple[Tensor, ...]) -> torch.dtype:
     return torch.float64 if torch.float64 in {x.dtype for x in arrays} else torch.float32
 
 
+@torch.library.custom_op("hpdval_edge::dual_view_gradients", mutates_args=())
+def gradients_op(
+    cls: Tensor,
+    patches: Tensor,
+    text_global: Tensor,
+    text_local: Tensor,
+    by_scores: Tensor,
+    by_patch_scores: Tensor | None,
+    k: int,
+    alpha: float,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Gradients by the four inputs, each in its shape and dtype, or [0] where not needed.
+
+    The scores' gradient reaches, per image and label, the k chosen patches. Among cosines tied at the k-th place the
+    backend "triton" shares it evenly; otherwise torch.topk chooses.
+
+    Args:
+        by_scores: [B, C], gradient of the loss by the scores.
+        by_patch_scores: [B, N, C], by the patch cosines; None where they were not asked for.
+    """
+    arrays = (cls, patches, text_global, text_local)
+    compute = head_gpu.gradients if head.choose(arrays, backend).name == "triton" else _gradients
+    found = compute(arrays, k, alpha, by_scores, by_patch_scores, tuple(needed))
+    return [x.new_empty(0) if grad is None else grad for x, grad in zip(arrays, found, strict=True)]
+
+
+@gradients_op.register_fake
+def _fake_gradients(
+    cls: Tensor,
+    patches: Tensor,
+    text_global: Tensor,
+    text_local: Tensor,
+    by_scores: Tensor,
+    by_patch_scores: Tensor | None,
+    k: int,
+    alpha: float,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    arrays = (cls, patches, text_global, text_local)
+    return [torch.empty_like(x) if wanted else x.new_empty(0) for x, wanted in zip(arrays, needed, strict=True)]
+
+
+def _gradients(
+    arrays: tuple[Tensor, ...],
+    k: int,
+    alpha: float,
+    by_scores: Tensor,
+    by_patch_scores: Tensor | None,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """As `head_gpu.gradients`, in torch alone: recomputes the cosines [B, N, C]."""
+    wide = _wide(arrays)
+    cls, patches, text_global, text_local = units = [normalize(x.to(wide), dim=-1, eps=head.EPS) for x in arrays]
+    by_whole = alpha * by_scores
+    by_cosines = patches.new_zeros(patches.shape[0], patches.shape[1], text_local.shape[0])
+    if needed[1] or needed[3]:
+        chosen = (patches @ text_local.T).topk(k, dim=1).indices
+        by_cosines.scatter_(1, chosen, ((1 - alpha) / k * by_scores)[:, None].expand_as(chosen))
+        if by_patch_scores is not None:
+            by_cosines += by_patch_scores
+    by_unit = (
+        lambda: by_whole @ text_global,
+        lambda: by_cosines @ text_local,
+        lambda: by_whole.T @ cls,
+        lambda: by_cosines.flatten(0, 1).T @ patches.flatten(0, 1),
+    )
+    return tuple(
+        _normalize_backward(x, unit, product()) if wanted else None
+        for x, unit, product, wanted in zip(arrays, units, by_unit, needed, strict=True)
+    )
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *arrays, ctx.k, ctx.alpha, _, ctx.want_patches = inputs
+    *arrays, ctx.k, ctx.alpha, ctx.backend, ctx.want_patches = inputs
     ctx.save_for_backward(*arrays)
 
 
-def _backward(ctx: Any, grad_scores: Tensor, grad_patch_scores: Tensor) -> tuple[Tensor | None, ...]:
-    """Recomputes the cosines [B, N, C] and sends each score's gradient to its k chosen patches."""
-    arrays = ctx.saved_tensors
-    wide = _wide(arrays)
-    cls, patches, text_global, text_local = (normalize(x.to(wide), dim=-1, eps=head.EPS) for x in arrays)
-    chosen = (patches @ text_local.T).topk(ctx.k, dim=1).indices
-    share = grad_scores * ((1 - ctx.alpha) / ctx.k)
-    grad_cosines = patches.new_zeros(patches.shape[0], patches.shape[1], text_local.shape[0])
-    grad_cosines = grad_cosines.scatter(1, chosen, share[:, None].expand_as(chosen))
-    if ctx.want_patches:
-        grad_cosines = grad_cosines + grad_patch_scores
-    grad_whole = ctx.alpha * grad_scores
-    grads = (
-        grad_whole @ text_global,
-        grad_cosines @ text_local,
-        grad_whole.T @ cls,
-        torch.einsum("bnc,bne->ce", grad_cosines, patches),
-    )
-    units = (cls, patches, text_global, text_local)
-    through = (_normalize_backward(x, y, g) for x, y, g in zip(arrays, units, grads, strict=True))
-    return (*through, None, None, None, None)
+def _backward(ctx: Any, by_scores: Tensor, by_patch_scores: Tensor) -> tuple[Tensor | None, ...]:
+    by_patches = by_patch_scores if ctx.want_patches else None
+    needed = list(ctx.needs_input_grad[:4])
+    grads = gradients_op(*ctx.saved_tensors, by_scores, by_patches, ctx.k, ctx.alpha, ctx.backend, needed)
+    return (*(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None, None, None, None)
 
 
 def _normalize_backward(x: Tensor, unit: Tensor, grad: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpdval_edge.kernels import head_gpu
+from hpdval_edge.kernels import dual_view_scores, head_gpu
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
 from hpdval_edge.kernels.head_launch import Launch, launch_for
 
@@ -169,7 +169,7 @@ def test_mixed_widths_and_strides():
 def test_empty_batches_and_label_lists(shape):
     """Mistake: an empty grid launched."""
     arrays = [x.requires_grad_() for x in make(shape)]
-    scores, patch_scores = head_gpu.run(tuple(arrays), 2, 0.4, True)
+    scores, patch_scores = dual_view_scores(*arrays, k=2, backend="triton", return_patch_scores=True)
     assert scores.shape == (shape[0], shape[2]) and patch_scores.shape == (shape[0], shape[1], shape[2])
     (scores.sum() + patch_scores.sum()).backward()
     assert all(x.grad.abs().sum() == 0 for x in arrays)
@@ -185,9 +185,11 @@ def both_gradients(arrays, k, alpha, wanted=(True,) * 4, of_patches=False):
         leaves = [
             (x if by_kernel else x.double()).clone().requires_grad_(w) for x, w in zip(arrays, wanted, strict=True)
         ]
-        scores, patch_scores = (
-            head_gpu.run(tuple(leaves), k, alpha, of_patches) if by_kernel else eager_scores(*leaves, k=k, alpha=alpha)
-        )
+        if by_kernel:
+            found = dual_view_scores(*leaves, k=k, alpha=alpha, backend="triton", return_patch_scores=of_patches)
+            scores, patch_scores = found if of_patches else (found, None)
+        else:
+            scores, patch_scores = eager_scores(*leaves, k=k, alpha=alpha)
         loss = (scores * weights).sum()
         if of_patches:
             loss = loss + (patch_scores * patch_weights).sum()
@@ -228,7 +230,7 @@ def test_tied_patches_share_the_gradient_evenly(tiles):
     """Mistake: every tied patch given a whole share."""
     cls, patches, text_global, text_local = make((1, 10, 1, 8))
     tied = patches.repeat_interleave(4, dim=1).requires_grad_()
-    head_gpu.run((cls, tied, text_global, text_local), 6, 0.0, False)[0].sum().backward()
+    dual_view_scores(cls, tied, text_global, text_local, k=6, alpha=0.0, backend="triton").sum().backward()
     leaf = patches.clone().requires_grad_()
     cosines = eager_scores(cls, leaf, text_global, text_local, k=1, alpha=0.0)[1][0, :, 0]
     best, second = cosines.topk(2).values

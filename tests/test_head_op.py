@@ -6,7 +6,7 @@ import torch
 
 from hpdval_edge.kernels import dual_view_scores
 from hpdval_edge.kernels.head import eager_scores
-from hpdval_edge.kernels.head_op import dual_view_op
+from hpdval_edge.kernels.head_op import dual_view_op, gradients_op
 
 TOLERANCE = 2e-6
 
@@ -19,7 +19,7 @@ def make(shape, seed=0, dtype=torch.float32):
 
 @pytest.mark.parametrize(("alpha", "k"), [(0.4, 2), (0.4, 5), (0.0, 1), (1.0, 3)])
 def test_gradient_in_float64(alpha, k):
-    """Planted: `along` left out of the normalisation's gradient, k for 1/k; both failed."""
+    """Planted: `along` left out of the normalisation's gradient, 1 - alpha left out; both failed."""
     inputs = [x.requires_grad_() for x in make((2, 5, 3, 4), dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *x: dual_view_op(*x, k, alpha, "auto", True), inputs)
 
@@ -66,6 +66,27 @@ def test_gradient_reaches_only_the_chosen_patches():
 def test_opcheck(backend, want_patches):
     inputs = [x.requires_grad_() for x in make((2, 9, 5, 16))]
     torch.library.opcheck(dual_view_op, (*inputs, 3, 0.4, backend, want_patches))
+
+
+@pytest.mark.parametrize("of_patches", [False, True])
+def test_opcheck_of_the_gradients(of_patches):
+    inputs = make((2, 9, 5, 16))
+    by_patch_scores = torch.randn(2, 9, 5) if of_patches else None
+    arguments = (*inputs, torch.randn(2, 5), by_patch_scores, 3, 0.4, "auto", [True, False, True, True])
+    torch.library.opcheck(gradients_op, arguments)
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    """Planted: the last two of ``needed`` swapped; failed."""
+    for wanted in ((True, False, False, False), (False, True, False, True), (False, False, True, False)):
+        inputs = [x.requires_grad_(w) for x, w in zip(make((2, 9, 5, 16)), wanted, strict=True)]
+        dual_view_scores(*inputs, k=3).sum().backward()
+        everything = [x.requires_grad_() for x in make((2, 9, 5, 16))]
+        dual_view_scores(*everything, k=3).sum().backward()
+        for x, full, w in zip(inputs, everything, wanted, strict=True):
+            assert (x.grad is not None) == w
+            if w:
+                torch.testing.assert_close(x.grad, full.grad, atol=0, rtol=0)
 
 
 class Head(torch.nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpdval_edge.kernels import head_gpu
+from hpdval_edge.kernels import dual_view_scores, head_gpu
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
 
 NEEDS_TRITON = pytest.mark.skipif(head_gpu.find_spec("triton") is None, reason="triton is not installed")
@@ -82,7 +82,7 @@ def test_on_the_gpu(shape, dtype):
     np.testing.assert_allclose(patch_scores.cpu().numpy(), expected_patches, atol=2e-6, rtol=0)
     leaves = [x.clone().requires_grad_() for x in arrays]
     references = [x.double().requires_grad_() for x in arrays]
-    head_gpu.run(tuple(leaves), 32, 0.4, False)[0].square().sum().backward()
+    dual_view_scores(*leaves, k=32, alpha=0.4, backend="triton").square().sum().backward()
     eager_scores(*references, k=32, alpha=0.4)[0].square().sum().backward()
     for leaf, reference in zip(leaves, references, strict=True):
         tolerance = torch.finfo(dtype).eps
