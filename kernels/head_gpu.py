@@ -1,12 +1,8 @@
 """The dual-view head on NVIDIA GPUs: the backend around `head_triton.py`, which it imports on the first call only.
 
-`run` and `refuses` are the two halves of a `Backend`; `gradients` is the backward, which `head_op.py` registers with
-torch.
-
-Backward: the Triton kernel chooses the patches again and writes the gradient by every cosine, [B, N, C] float32, zero
-but for the chosen ones; the rest are matrix products, left to cuBLAS, and the chain rule of the normalisation. So the
-forward keeps no similarities, the backward as many as eager's. Without ties the gradient is that of eager's autograd;
-patches tied at the k-th place share the remaining weight evenly, where torch.topk picks some of them.
+`run` and `refuses` are the two halves of a `Backend`; `shares` is the kernel's part of the backward, for `head_op.py`:
+it chooses the patches again and writes the gradient by every cosine, so that the forward keeps no similarities. Patches
+tied at the k-th place share the remaining weight evenly, where torch.topk picks some of them.
 """
 
 from __future__ import annotations
@@ -117,60 +113,25 @@ def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple
     return scores, patch_scores
 
 
-def _cosine_gradient(arrays: Tensors, k: int, alpha: float, by_scores: Tensor) -> Tensor:
-    """Gradient by the cosines of equation 5 [B, N, C], given the one by the scores [B, C]; both float32."""
-    import torch
-
-    from hpdval_edge.kernels.head_triton import head_shares
-
-    _, patches, _, text_local = arrays
-    classes = len(text_local)
-    shares = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
-    _start(head_shares, (patches, text_local, by_scores.contiguous()), patches, classes, k, alpha, (shares,))
-    return shares
-
-
-def gradients(
-    arrays: tuple,
-    k: int,
-    alpha: float,
-    by_scores: Tensor,
-    by_patch_scores: Tensor | None = None,
-    needed: tuple[bool, ...] = (True,) * 4,
-) -> tuple[Tensor | None, ...]:
-    """Gradients by cls, patches, text_global and text_local, in the dtype of each; None where not needed.
+def shares(arrays: tuple, k: int, alpha: float, by_scores: Tensor) -> Tensor:
+    """Gradient by the patch cosines (equation 5) that the scores pass on, [B, N, C] float32: 0 but for chosen patches.
 
     Args:
         arrays: What `run` took.
         k: What `run` took.
         alpha: What `run` took.
-        by_scores: [B, C] float32, gradient of the loss by the scores.
-        by_patch_scores: [B, N, C] float32, by the patch cosines; None where they were not asked for.
-        needed: Which of the four to compute.
+        by_scores: [B, C], gradient of the loss by the scores.
     """
     import torch
-    from torch.nn.functional import normalize
 
-    by_whole = alpha * by_scores.float()
-    by_cosines = None
-    if needed[1] or needed[3]:
-        by_cosines = _cosine_gradient(_contiguous(arrays), k, alpha, by_scores.float())
-        if by_patch_scores is not None:
-            by_cosines += by_patch_scores
-    with torch.enable_grad(), torch.autocast(by_scores.device.type, enabled=False):
-        leaves = [x.detach().requires_grad_() for x in arrays]
-        units = [normalize(x.float(), dim=-1, eps=1e-12) for x in leaves]
-        cls, patches, text_global, text_local = (x.detach() for x in units)
-        by_unit = (
-            lambda: by_whole @ text_global,
-            lambda: by_cosines @ text_local,
-            lambda: by_whole.T @ cls,
-            lambda: by_cosines.flatten(0, 1).T @ patches.flatten(0, 1),
-        )
-        return tuple(
-            torch.autograd.grad(unit, leaf, product())[0] if wanted else None
-            for unit, leaf, product, wanted in zip(units, leaves, by_unit, needed, strict=True)
-        )
+    from hpdval_edge.kernels.head_triton import head_shares
+
+    _, patches, _, text_local = _contiguous(arrays)
+    classes = len(text_local)
+    found = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
+    inputs = (patches, text_local, by_scores.float().contiguous())
+    _start(head_shares, inputs, patches, classes, k, alpha, (found,))
+    return found
 
 
 def run(arrays: tuple, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:

@@ -88,8 +88,14 @@ def gradients_op(
         by_patch_scores: [B, N, C], by the patch cosines; None where they were not asked for.
     """
     arrays = (cls, patches, text_global, text_local)
-    compute = head_gpu.gradients if head.choose(arrays, backend).name == "triton" else _gradients
-    found = compute(arrays, k, alpha, by_scores, by_patch_scores, tuple(needed))
+    with torch.autocast(cls.device.type, enabled=False):
+        by_cosines = None
+        if needed[1] or needed[3]:
+            choose_shares = head_gpu.shares if head.choose(arrays, backend).name == "triton" else _shares
+            by_cosines = choose_shares(arrays, k, alpha, by_scores)
+            if by_patch_scores is not None:
+                by_cosines += by_patch_scores
+        found = _gradients(arrays, alpha * by_scores, by_cosines, needed)
     return [x.new_empty(0) if grad is None else grad for x, grad in zip(arrays, found, strict=True)]
 
 
@@ -110,34 +116,33 @@ def _fake_gradients(
     return [torch.empty_like(x) if wanted else x.new_empty(0) for x, wanted in zip(arrays, needed, strict=True)]
 
 
+def _shares(arrays: tuple[Tensor, ...], k: int, alpha: float, by_scores: Tensor) -> Tensor:
+    """As `head_gpu.shares`, in torch: recomputes the cosines [B, N, C]."""
+    patches, text_local = _units((arrays[1], arrays[3]))
+    cosines = patches @ text_local.T
+    chosen = cosines.topk(k, dim=1).indices
+    return torch.zeros_like(cosines).scatter_(1, chosen, ((1 - alpha) / k * by_scores)[:, None].expand_as(chosen))
+
+
 def _gradients(
-    arrays: tuple[Tensor, ...],
-    k: int,
-    alpha: float,
-    by_scores: Tensor,
-    by_patch_scores: Tensor | None,
-    needed: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """As `head_gpu.gradients`, in torch alone: recomputes the cosines [B, N, C]."""
-    wide = _wide(arrays)
-    cls, patches, text_global, text_local = units = [normalize(x.to(wide), dim=-1, eps=head.EPS) for x in arrays]
-    by_whole = alpha * by_scores
-    by_cosines = patches.new_zeros(patches.shape[0], patches.shape[1], text_local.shape[0])
-    if needed[1] or needed[3]:
-        chosen = (patches @ text_local.T).topk(k, dim=1).indices
-        by_cosines.scatter_(1, chosen, ((1 - alpha) / k * by_scores)[:, None].expand_as(chosen))
-        if by_patch_scores is not None:
-            by_cosines += by_patch_scores
+    arrays: tuple[Tensor, ...], by_whole: Tensor, by_cosines: Tensor | None, needed: list[bool]
+) -> list[Tensor | None]:
+    """The chain rule from both views' cosines, ``by_whole`` [B, C] and ``by_cosines`` [B, N, C], to the inputs."""
+    cls, patches, text_global, text_local = units = _units(arrays)
     by_unit = (
         lambda: by_whole @ text_global,
         lambda: by_cosines @ text_local,
         lambda: by_whole.T @ cls,
         lambda: by_cosines.flatten(0, 1).T @ patches.flatten(0, 1),
     )
-    return tuple(
+    return [
         _normalize_backward(x, unit, product()) if wanted else None
         for x, unit, product, wanted in zip(arrays, units, by_unit, needed, strict=True)
-    )
+    ]
+
+
+def _units(arrays: tuple[Tensor, ...]) -> list[Tensor]:
+    return [normalize(x.to(_wide(arrays)), dim=-1, eps=head.EPS) for x in arrays]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
