@@ -1,7 +1,7 @@
 """The preprocess kernel's C++ test, plain, under sanitizers, and on 64-bit Arm.
 
-Planted mistakes that it was seen to catch: no room behind the copied ends of rows (address sanitizer), a ring shared
-by all resizers (thread sanitizer), the Arm build with the two halves of a weight swapped.
+Planted mistakes that it was seen to catch: no room behind the copied ends of rows (address sanitizer), a buffer shared
+by all resizers (thread sanitizer), no clipping (Arm).
 """
 
 import platform
