@@ -71,6 +71,13 @@ def _check_triton(target: Target, installed: str) -> None:
         raise MissingDependency(f"{target.name} needs triton {needed} or newer and {installed} is installed.")
 
 
+def _try_folder(out: Path) -> None:
+    """Make ``out`` and write to it once, before minutes are spent on compiling."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+
+
 def _key(variant: Variant, source: str, installed: str) -> str:
     """Everything the binary depends on, hashed."""
     parts = [source, installed, variant.target.capability, variant.target.ptx, variant.dtype, variant.width]
@@ -150,9 +157,7 @@ def build(*, targets: str, dtype: str, width: int, patches: int, out: Path, patc
     installed = triton_version()
     for target in chosen:
         _check_triton(target, installed)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
+    _try_folder(out)
     source = _sha256(SOURCE.read_bytes())
     entries, compiled = [], 0
     with progress("compiling kernels", len(chosen)) as update:
