@@ -18,7 +18,7 @@ from hpdval_edge.report_table import table
 from hpdval_edge.training.measure import measure
 from hpdval_edge.training.model import read_weights
 from hpdval_edge.training.readers import load_splits
-from hpdval_edge.training.run_folder import RunFolder, create_run, find_run, reported_weights
+from hpdval_edge.training.run_folder import RunFolder, find_run, reported_weights
 from hpdval_edge.training.session import prepare
 from hpdval_edge.training.stages import StageTrainer
 from hpdval_edge.training.train import Interrupted, StopRequest, TrainOptions, train
@@ -238,16 +238,6 @@ def test_what_would_fail_later_is_named_before_training(
     assert not list(Path("runs").glob("*/config.toml"))
 
 
-def test_a_run_that_never_began_leaves_its_name_free(tmp_path, monkeypatch):
-    """Killed before config.toml. Planted mistake: any folder takes the name."""
-    monkeypatch.chdir(tmp_path)
-    Path("runs/x").mkdir(parents=True)
-    assert create_run("x", "run").name == create_run(None, "x").name == "x"
-    (Path("runs") / "last").write_text("x")
-    with pytest.raises(UsageError, match="run runs/last exists"):
-        create_run("last", "run")
-
-
 def test_stage_2_alone_depends_on_stage_1(tiny_values, tmp_path, monkeypatch):
     """METHOD 15 row 12. Planted mistake: stage 2 starts from the teacher's weights again."""
     from safetensors import safe_open
@@ -304,12 +294,6 @@ def test_names_and_runs_that_do_not_fit(tiny_run, tiny_values, monkeypatch):
         train(None, TrainOptions(name="other", resume=True), {})
     with pytest.raises(UsageError, match=r"loss\.name cannot change in a run that goes on"):
         train(None, TrainOptions(resume=True), {"loss.name": "db"})
-
-
-def test_no_run_yet(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="run `hpedge train` first"):
-        find_run(None)
 
 
 def test_a_damaged_state_is_named(tiny_values, tmp_path, monkeypatch):
@@ -389,15 +373,3 @@ def test_residuals_are_learnt_in_stage_1_kept_in_stage_2_and_deployed_in_the_ban
         train(load_config(values=values), TrainOptions(name="parts", stop_after=3), {})
     parts = train(None, TrainOptions(name="parts", resume=True), {})
     assert same(weights_of(run), weights_of(parts))
-
-
-def test_a_run_of_the_first_version_keeps_its_settings(tiny_run, tmp_path):
-    """Planted mistake: today's defaults for keys that its config.toml does not hold, which its state does not fit."""
-    folder = tmp_path / "old"
-    folder.mkdir()
-    lines = (tiny_run / "runs" / "tiny" / "config.toml").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith(("residual", "wise"))]
-    assert len(kept) == len(lines) - 2
-    (folder / "config.toml").write_text("\n".join(kept) + "\n")
-    config = RunFolder(folder).config()
-    assert (config.prompt.residual, config.train.wise) == (False, "off")
