@@ -2,6 +2,7 @@
 
     python benchmarks/head.py --out head.json          measure, print the table, draw head.png
     python benchmarks/head.py --table head.json        print the table of an earlier run
+    python benchmarks/head.py --scaling 2              time on one thread over that on two, N 196
     python benchmarks/head.py --memory ours            MB that one call adds at C 10,000, N 196, B 8 (or a rival's name)
 
 Each round calls every engine in a new random order, once untimed and once timed, so that all meet the same noise and a
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpdval_edge.kernels import TextBank
+from hpdval_edge.kernels import TextBank, head_cpu
 from hpdval_edge.kernels.head import numpy_scores
 
 WIDTH, K, ALPHA = 512, 32, 0.4
@@ -202,6 +203,22 @@ def added_memory(name: str) -> float:
     return status("VmHWM") - before
 
 
+def scaling(classes: int, images: int, threads: int, rounds: int = 30) -> str:
+    """Time on one thread over time on ``threads``, median and quartiles of interleaved pairs, N = 196."""
+    cls, patches, text_global, text_local = make_inputs(images, 196, classes)
+    bank = TextBank(text_global, text_local)
+    times: dict[int, list[float]] = {1: [], threads: []}
+    for _ in range(rounds):
+        for count in random.sample([1, threads], 2):
+            head_cpu.threads_for = lambda products, count=count: count
+            bank.scores(cls, patches, k=K, alpha=ALPHA)
+            begin = time.perf_counter()
+            bank.scores(cls, patches, k=K, alpha=ALPHA)
+            times[count].append(time.perf_counter() - begin)
+    low, middle, high = np.percentile(np.divide(times[1], times[threads]), [25, 50, 75])
+    return f"C {classes} B {images}: {1e3 * statistics.median(times[1]):.3g} ms, {middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def table(report: dict) -> str:
     names = ["ours, k = 1", *report["rivals"]]
     lines = [
@@ -265,7 +282,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("head.json"))
     parser.add_argument("--table", type=Path, help="only print the table of this file")
     parser.add_argument("--memory", choices=("ours", *RIVALS), help="only measure the memory of this one")
+    parser.add_argument("--scaling", type=int, metavar="THREADS", help="only measure threads against one")
     options = parser.parse_args()
+    if options.scaling:
+        for classes, images in itertools.product(options.classes, options.images):
+            print(scaling(classes, images, options.scaling), flush=True)
+        return
     if options.memory:
         print(f"{options.memory}: {added_memory(options.memory):.1f} MB")
         return
