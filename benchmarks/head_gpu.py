@@ -39,8 +39,8 @@ def unfused(cls, patches, text_global, text_local, k: int, alpha: float):
     return alpha * whole.float() + (1 - alpha) * cosines.topk(k, dim=1).values.float().mean(dim=1)
 
 
-def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    """Replay of a CUDA graph of `CALLS` calls, warmed up."""
+def captured(call: Callable[[], Any], calls: int = CALLS) -> Callable[[], None]:
+    """Replay of a CUDA graph of ``calls`` calls, warmed up."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -52,7 +52,7 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
     graph.replay()
     torch.cuda.synchronize()

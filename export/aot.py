@@ -22,7 +22,7 @@ from hpdval_edge.progress import progress
 # Part of the cache's key too: raise it when aot_compile.py makes something else of the same source.
 SCHEMA = 1
 MANIFEST = "manifest.json"
-SOURCE = Path(head_launch.__file__).with_name("head_triton.py")
+SOURCES = tuple(Path(head_launch.__file__).with_name(name) for name in ("head_triton.py", "head_top_k.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def build(*, targets: str, dtype: str, width: int, patches: int, out: Path, patc
     for target in chosen:
         _check_triton(target, installed)
     _try_folder(out)
-    source = _sha256(SOURCE.read_bytes())
+    source = _sha256(b"".join(path.read_bytes() for path in SOURCES))
     entries, compiled = [], 0
     with progress("compiling kernels", len(chosen)) as update:
         for done, target in enumerate(chosen, 1):

@@ -114,7 +114,7 @@ def _compiled(variant: Variant) -> Any:
     from hpdval_edge.kernels.head_triton import head
 
     types = {argument["name"]: argument["type"] for argument in variant.arguments()}
-    constants = {"E": variant.width, **variant.launch.constants}
+    constants = {"E": variant.width, **variant.launch.constants, "scales_ptr": None, "OVERLAP": False}
     if not variant.patch_scores:
         constants["patch_scores_ptr"] = None
     signature = {name: types.get(name, "constexpr") for name in head.arg_names}

@@ -11,12 +11,12 @@ import os
 import shutil
 import struct
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, launch_for
+from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, tuned_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # 10 times major + minor: tensor cores for bfloat16 and asynchronous copies.
 MIN_CAPABILITY = 80
+# From here on a kernel may start while the one that it depends on still runs (programmatic dependent launch).
+OVERLAP_CAPABILITY = 90
 
 
 def float_bits(x: float) -> int:
@@ -78,26 +80,52 @@ def _contiguous(arrays: tuple) -> Tensors:
     return tuple(x.detach().to(wide).contiguous() for x in arrays)
 
 
-def _launch(patches: Tensor) -> Launch:
+def _launch(patches: Tensor, classes: int) -> Launch:
+    return tuned_for(patches.shape[1], patches.element_size(), _capability(patches), classes * len(patches))
+
+
+def _capability(tensor: Tensor) -> int:
+    """10 times major + minor; of the smallest chip under the interpreter."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability(patches.device) if patches.is_cuda else (8, 0)
-    return launch_for(patches.shape[1], patches.element_size(), 10 * major + minor)
+    if not tensor.is_cuda:
+        return MIN_CAPABILITY
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def _on(tensor: Tensor) -> AbstractContextManager:
+    import torch
+
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _prepare(arrays: Tensors) -> Tensor:
+    """1 / length of every row of cls, patches, text_global and text_local: [B + B * N + 2 C] float32."""
+    import torch
+
+    from hpdval_edge.kernels.head_triton import ROWS, prepare
+
+    _, patches, text, _ = arrays
+    images, rows, classes = len(patches), len(patches) * patches.shape[1], len(text)
+    scales = torch.empty(images + rows + 2 * classes, dtype=torch.float32, device=patches.device)
+    grid = (-(-images // ROWS) - (-rows // ROWS) + 2 * -(-classes // ROWS),)
+    overlap = _capability(patches) >= OVERLAP_CAPABILITY
+    prepare[grid](*arrays, images, rows, classes, scales, E=patches.shape[2], OVERLAP=overlap)
+    return scales
 
 
 def _start(kernel, inputs: tuple, patches: Tensor, classes: int, k: int, alpha: float, outputs: tuple) -> None:
-    """Launch ``kernel`` over class blocks and images of ``patches`` [B, N, E]; nothing where either is none."""
-    import torch
-
+    """Launch ``kernel`` over class blocks and images of ``patches`` [B, N, E], after `_prepare`."""
     images, rows, width = patches.shape
-    if images == 0 or classes == 0:
-        return
-    launch = _launch(patches)
-    scalars = (rows, classes, k, float_bits(alpha))
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    launch = _launch(patches, classes)
+    overlap = _capability(patches) >= OVERLAP_CAPABILITY
+    options: dict[str, int] = {"num_warps": launch.warps, "num_stages": launch.stages}
+    if overlap:
+        options["launch_pdl"] = True
     grid = (-(-classes // launch.block_c), images)
-    with torch.cuda.device(patches.device) if patches.is_cuda else nullcontext():
-        kernel[grid](*inputs, *scalars, *outputs, E=width, **launch.constants, **options)
+    scalars = (rows, classes, k, float_bits(alpha))
+    kernel[grid](*inputs, *scalars, *outputs, E=width, **launch.constants, OVERLAP=overlap, **options)
 
 
 def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +137,10 @@ def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple
     scores = torch.empty(len(patches), classes, dtype=torch.float32, device=patches.device)
     shape = (*patches.shape[:2], classes)
     patch_scores = torch.empty(shape, dtype=torch.float32, device=patches.device) if want_patches else None
-    _start(head, arrays, patches, classes, k, alpha, (scores, patch_scores))
+    if scores.numel():
+        with _on(patches):
+            scales = _prepare(arrays)
+            _start(head, (*arrays, scales), patches, classes, k, alpha, (scores, patch_scores))
     return scores, patch_scores
 
 
@@ -126,18 +157,23 @@ def shares(arrays: tuple, k: int, alpha: float, by_scores: Tensor) -> Tensor:
 
     from hpdval_edge.kernels.head_triton import head_shares
 
-    _, patches, _, text_local = _contiguous(arrays)
+    arrays = _contiguous(arrays)
+    _, patches, _, text_local = arrays
     classes = len(text_local)
     found = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
-    inputs = (patches, text_local, by_scores.float().contiguous())
-    _start(head_shares, inputs, patches, classes, k, alpha, (found,))
+    if found.numel():
+        with _on(patches):
+            scales = _prepare(arrays)
+            inputs = (patches, text_local, scales, by_scores.float().contiguous())
+            _start(head_shares, inputs, patches, classes, k, alpha, (found,))
     return found
 
 
 def run(arrays: tuple, k: int, alpha: float, want_patches: bool) -> tuple[Tensor, Tensor | None]:
     """Scores [B, C] and, where wanted, patch cosines [B, N, C], float32 on the inputs' device.
 
-    Equations 4, 5, 8 and 9 by one launch. A NaN or an infinity in a row makes every score NaN that the row enters.
+    Equations 4, 5, 8 and 9 by two launches, `prepare` and `head`. A NaN or an infinity in a row makes every score NaN
+    that the row enters.
 
     Args:
         arrays: cls [B, E], patches [B, N, E], text_global [C, E], text_local [C, E]; what `refuses` lets through.

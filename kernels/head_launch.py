@@ -1,8 +1,9 @@
 """How the GPU kernels of the dual-view head are launched: tile sides, warps and pipeline stages.
 
-The numbers follow from what the compiler reports for sm_80 to sm_120 (registers, no spills, at most 48 KB of shared
-memory; `tests/test_aot.py` holds them to it). They are NOT tuned: no GPU was at hand, nothing here was timed. Whoever
-has one runs benchmarks/head_gpu.py and changes the rows below. Nothing is searched when a user calls the kernel.
+`TABLE` follows from what the compiler reports for sm_80 to sm_120 (registers, no spills, at most 48 KB of shared
+memory, a limit that a plugin cannot raise; `tests/test_aot.py` holds it to that). It serves what is compiled ahead of
+time, and chips that nobody timed. `TUNED` was searched on the chip by benchmarks/head_tune.py and serves launches
+inside torch. Nothing is searched when a user calls the kernel.
 """
 
 from __future__ import annotations
@@ -59,10 +60,35 @@ TABLE = {
 }
 # (compute capability, bytes of an element, patches of the row) -> a row that differs from TABLE's on that chip.
 EXCEPTIONS = {
-    # One tile of 1,024 spills 8 bytes on the first, 28 on the others.
+    # One tile of 1,024 spills 8 to 28 bytes on these.
     (90, 2, 1024): Launch(16, 512, 512, 16, 16, 2),
+    (80, 4, 1024): Launch(8, 512, 512, 8, 16, 2),
     (100, 4, 1024): Launch(8, 512, 512, 8, 16, 2),
     (110, 4, 1024): Launch(8, 512, 512, 8, 16, 2),
+}
+
+
+# Scores (B x C) up to which a launch leaves much of a large GPU idle.
+FEW_SCORES = 4096
+# (compute capability, bytes of an element) -> rows in order of N: for few scores, for many.
+TUNED = {
+    # H200, E = 512 (docs/kernels-gpu.md).
+    (90, 2): (
+        (Launch(16, 64, 0, 128, 4, 3), Launch(64, 64, 0, 64, 4, 3)),
+        (Launch(16, 128, 0, 64, 4, 2), Launch(64, 128, 0, 64, 4, 3)),
+        (Launch(16, 256, 0, 64, 4, 3), Launch(64, 256, 0, 32, 4, 3)),
+        (Launch(16, 512, 0, 64, 4, 2), Launch(64, 512, 0, 32, 8, 3)),
+        (Launch(16, 512, 64, 64, 4, 2), Launch(64, 512, 64, 32, 8, 3)),
+        (Launch(16, 512, 256, 32, 4, 3), Launch(32, 512, 256, 32, 8, 3)),
+        (Launch(16, 1024, 0, 32, 8, 2), Launch(32, 1024, 0, 32, 8, 2)),
+    ),
+    (90, 4): (
+        (Launch(8, 64, 0, 32, 4, 2), Launch(8, 64, 0, 32, 4, 2)),
+        (Launch(8, 128, 0, 16, 4, 2), Launch(8, 128, 0, 16, 4, 2)),
+        (Launch(8, 256, 0, 32, 4, 2), Launch(32, 256, 0, 16, 4, 3)),
+        (Launch(8, 512, 64, 16, 4, 3), Launch(32, 512, 64, 16, 4, 2)),
+        (Launch(8, 1024, 0, 16, 8, 2), Launch(16, 1024, 0, 16, 4, 2)),
+    ),
 }
 
 
@@ -76,3 +102,12 @@ def launch_for(patches: int, itemsize: int, capability: int) -> Launch:
         raise ValueError(f"the GPU kernel takes 1 to {MAX_PATCHES:,} patches, got {patches:,}")
     row = next(row for row in TABLE[itemsize] if row.patches >= patches)
     return EXCEPTIONS.get((capability, itemsize, row.patches), row)
+
+
+def tuned_for(patches: int, itemsize: int, capability: int, scores: int) -> Launch:
+    """As `launch_for`, for a launch inside torch that computes ``scores`` (B x C) scores."""
+    rows = TUNED.get((capability, itemsize))
+    if rows is None:
+        return launch_for(patches, itemsize, capability)
+    few, many = next(pair for pair in rows if pair[0].patches >= patches)
+    return few if scores <= FEW_SCORES else many

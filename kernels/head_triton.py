@@ -5,14 +5,13 @@
 Paper equations 4, 5, 8 and 9; `kernels/head.py` holds the specification. One program computes BLOCK_C classes of one
 image; the cosines live in registers and reach memory only where they are asked for.
 
-Rounding: products of float16 and bfloat16 inputs are exact and summed in float32 on tensor cores; float32 inputs take
-plain float32 multiply-adds ("ieee", never TF32). Squared lengths are summed in float32 from the tiles that the product
-loads anyway; rows are not scaled, the product is.
+Lengths come from a launch of `prepare`, which reads every row once, or, where a plugin may launch but one kernel
+(TensorRT ahead of time: `scales_ptr` is None), from `head` itself, which reads a row again for every block of classes.
 
-The top k are exact. A float is mapped to an unsigned key of the same order; per class a bracket of keys, at first the
-smallest and one past the largest, is halved until it holds the k-th key: the first `VALUE_STEPS` times in the middle of
-the values, which takes fewer passes, then in the middle of the keys, which ends after at most 32 more. A class is done
-when exactly k patches lie above, or when the bracket is one key wide and the rest are ties.
+Rounding: products of float16 and bfloat16 inputs are exact and summed in float32 on tensor cores; float32 inputs take
+plain float32 multiply-adds ("ieee", never TF32). Rows are not scaled, the product is.
+
+`head_top_k.py` holds the exact top-k.
 
 This module imports triton; `head_gpu.py` is what the rest of the package imports. Arguments are in the order that a
 TensorRT ahead-of-time plugin prescribes: pointers to inputs, int32 scalars (alpha as the bits of a float32), outputs.
@@ -21,86 +20,130 @@ TensorRT ahead-of-time plugin prescribes: pointers to inputs, int32 scalars (alp
 import triton
 import triton.language as tl
 
+from hpdval_edge.kernels.head_top_k import bracket, first_guess, sum_above, there
+
 EPS = tl.constexpr(1e-12)
-VALUE_STEPS = tl.constexpr(16)
-# Columns of the whole-image view per step; it is small enough for one or two steps at usual widths.
-WHOLE_E = tl.constexpr(256)
+# A thread holds this many neighbouring elements of a row, so that their squares are summed without talk.
+RUN = tl.constexpr(8)
+# Columns per step of `prepare` and of the whole-image view.
+PREPARE_E = tl.constexpr(256)
+WHOLE_E = tl.constexpr(64)
+# Least columns of a matrix product.
+COLUMNS = tl.constexpr(16)
+# Rows per program of `prepare`.
+ROWS = 16
+TILE = tl.constexpr(ROWS)
 SCALARS = ["n_patches", "n_classes", "k", "alpha_bits"]
 
 
 @triton.jit
-def _inverse_norm(squares):
-    return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(squares), EPS))
+def _scale(squares):
+    """1 / length of rows, given their squared lengths; NaN where a row held a NaN or an infinity."""
+    finite = tl.where(squares < float("inf"), 0.0, float("nan"))
+    return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(squares), EPS)) + finite
 
 
 @triton.jit
-def _poison(squares):
-    """0, or NaN where a row held a NaN or an infinity; said by comparison so that no compiler folds it away."""
-    return tl.where(squares < float("inf"), 0.0, float("nan"))
+def _partial_squares(tile):
+    """[R, columns] -> [R, columns / RUN], float32."""
+    squares = tile.to(tl.float32) * tile.to(tl.float32)
+    return tl.sum(tl.reshape(squares, [tile.shape[0], tile.shape[1] // RUN, RUN]), axis=2)
 
 
 @triton.jit
-def _key_of(x):
-    """float32 -> uint32 of the same order."""
-    bits = x.to(tl.uint32, bitcast=True)
-    return tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+def _rows(ptr, row, valid, e, E: tl.constexpr):
+    """[R, columns] of a matrix of width E, zero outside."""
+    return tl.load(ptr + row[:, None].to(tl.int64) * E + e[None, :], mask=valid[:, None] & (e < E)[None, :], other=0.0)
 
 
 @triton.jit
-def _value_of(key):
-    bits = tl.where((key >> 31) != 0, key & 0x7FFFFFFF, key ^ 0xFFFFFFFF)
-    return bits.to(tl.float32, bitcast=True)
+def _row_scales(ptr, row, valid, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """`_scale` of rows [R]."""
+    squares = tl.zeros([row.shape[0], BLOCK_E // RUN], dtype=tl.float32)
+    for e0 in tl.range(0, E, BLOCK_E):
+        squares += _partial_squares(_rows(ptr, row, valid, e0 + tl.arange(0, BLOCK_E), E))
+    return _scale(tl.sum(squares, axis=1))
 
 
 @triton.jit
-def _whole_view(cls_ptr, text_global_ptr, b, c, c_valid, E: tl.constexpr):
-    """cos(G_c, cls_b) [BLOCK_C], equation 4; NaN where either row holds a NaN or an infinity."""
-    product = tl.zeros([c.shape[0]], dtype=tl.float32)
-    text_squares = tl.zeros([c.shape[0]], dtype=tl.float32)
-    cls_squares = 0.0
+def _store_scales(ptr, rows, tile, scales_ptr, E: tl.constexpr):
+    """1 / length of one tile of ``rows`` rows."""
+    row = tile * TILE + tl.arange(0, TILE)
+    tl.store(scales_ptr + row, _row_scales(ptr, row, row < rows, E, PREPARE_E), mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["n_images", "n_rows", "n_classes"])
+def prepare(
+    cls_ptr,  # [B, E] float16, bfloat16 or float32, as the next three
+    patches_ptr,  # [B * N, E]
+    text_global_ptr,  # [C, E]
+    text_local_ptr,  # [C, E]
+    n_images,  # B
+    n_rows,  # B * N
+    n_classes,  # C
+    scales_ptr,  # [B + B * N + 2 C] float32: 1 / length of each row, in this order
+    E: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """What `head` needs of every row; grid (ceil(B / ROWS) + ceil(B N / ROWS) + 2 ceil(C / ROWS)).
+
+    OVERLAP lets `head` start its products meanwhile (compute capability 9.0 or later).
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+    tile = tl.program_id(0)
+    images, rows, classes = tl.cdiv(n_images, TILE), tl.cdiv(n_rows, TILE), tl.cdiv(n_classes, TILE)
+    if tile < images:
+        _store_scales(cls_ptr, n_images, tile, scales_ptr, E)
+    elif tile < images + rows:
+        _store_scales(patches_ptr, n_rows, tile - images, scales_ptr + n_images, E)
+    else:
+        text_scales_ptr = scales_ptr + n_images + n_rows
+        tile -= images + rows
+        if tile < classes:
+            _store_scales(text_global_ptr, n_classes, tile, text_scales_ptr, E)
+        else:
+            _store_scales(text_local_ptr, n_classes, tile - classes, text_scales_ptr + n_classes, E)
+
+
+@triton.jit
+def _whole_product(cls_ptr, text_global_ptr, b, c, c_valid, E: tl.constexpr):
+    """G_c . cls_b [BLOCK_C], by a matrix product whose other columns are zero."""
+    column = tl.arange(0, COLUMNS)
+    product = tl.zeros([c.shape[0], COLUMNS], dtype=tl.float32)
     for e0 in tl.range(0, E, WHOLE_E):
         e = e0 + tl.arange(0, WHOLE_E)
-        text = tl.load(
-            text_global_ptr + c[:, None].to(tl.int64) * E + e[None, :],
-            mask=c_valid[:, None] & (e < E)[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        cls = tl.load(cls_ptr + b.to(tl.int64) * E + e, mask=e < E, other=0.0).to(tl.float32)
-        product += tl.sum(text * cls[None, :], axis=1)
-        text_squares += tl.sum(text * text, axis=1)
-        cls_squares += tl.sum(cls * cls, axis=0)
-    scale = _inverse_norm(text_squares) * _inverse_norm(cls_squares)
-    return product * scale + (_poison(text_squares) + _poison(cls_squares))
+        text = _rows(text_global_ptr, c, c_valid, e, E)
+        only = (e < E)[:, None] & (column == 0)[None, :]
+        cls = tl.load(cls_ptr + b.to(tl.int64) * E + e[:, None] + 0 * column[None, :], mask=only, other=0.0)
+        product = tl.dot(text, cls, acc=product, input_precision="ieee")
+    return tl.sum(product, axis=1)
 
 
 @triton.jit
-def _patch_tile(patches_ptr, n, e, n_patches, E: tl.constexpr, BLOCK_E: tl.constexpr):
+def _patch_tile(image_ptr, n, e, n_patches, E: tl.constexpr, BLOCK_E: tl.constexpr):
     """[BLOCK_E, rows] of one image, zero outside."""
     mask = (n < n_patches)[None, :]
     if E % BLOCK_E != 0:
         mask = mask & (e < E)[:, None]
-    return tl.load(patches_ptr + n[None, :] * E + e[:, None], mask=mask, other=0.0)
+    return tl.load(image_ptr + n[None, :] * E + e[:, None], mask=mask, other=0.0)
 
 
 @triton.jit
-def _patch_view(
-    patches_ptr, text_local_ptr, b, c, c_valid, n_patches,
+def _products(
+    image_ptr, text_local_ptr, c, c_valid, n_patches,
     E: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """cos(L_c, patch_bn), equation 5, as [BLOCK_C, BLOCK_N] for the first patches and [BLOCK_C, TAIL_N] for the rest.
+    """L_c . patch_bn as [BLOCK_C, BLOCK_N] for the first patches and [BLOCK_C, TAIL_N] for the rest.
 
     Two tiles, because a tile's sides are powers of two: 576 patches are 512 + 64, not 1,024. Without a second tile its
-    place is taken by the first. The third result is [BLOCK_C]: 0, or NaN where any row holds a NaN or an infinity.
+    place is taken by the first.
     """
     n = tl.arange(0, BLOCK_N)
-    image_ptr = patches_ptr + b.to(tl.int64) * n_patches * E
     product = tl.zeros([c.shape[0], BLOCK_N], dtype=tl.float32)
-    squares = tl.zeros([BLOCK_N], dtype=tl.float32)
-    text_squares = tl.zeros([c.shape[0], BLOCK_E], dtype=tl.float32)
     if TAIL_N > 0:
         tail_n = BLOCK_N + tl.arange(0, TAIL_N)
         tail = tl.zeros([c.shape[0], TAIL_N], dtype=tl.float32)
-        tail_squares = tl.zeros([TAIL_N], dtype=tl.float32)
     for e0 in tl.range(0, E, BLOCK_E):
         e = e0 + tl.arange(0, BLOCK_E)
         mask = c_valid[:, None]
@@ -109,83 +152,79 @@ def _patch_view(
         text = tl.load(text_local_ptr + c[:, None].to(tl.int64) * E + e[None, :], mask=mask, other=0.0)
         patches = _patch_tile(image_ptr, n, e, n_patches, E, BLOCK_E)
         product = tl.dot(text, patches, acc=product, input_precision="ieee")
-        squares += tl.sum(patches.to(tl.float32) * patches.to(tl.float32), axis=0)
-        text_squares += text.to(tl.float32) * text.to(tl.float32)
         if TAIL_N > 0:
             rest = _patch_tile(image_ptr, tail_n, e, n_patches, E, BLOCK_E)
             tail = tl.dot(text, rest, acc=tail, input_precision="ieee")
-            tail_squares += tl.sum(rest.to(tl.float32) * rest.to(tl.float32), axis=0)
-    lengths = tl.sum(text_squares, axis=1)
-    scale = _inverse_norm(lengths)[:, None]
-    poison = _poison(lengths) + tl.sum(_poison(squares), axis=0)
-    cosines = product * scale * _inverse_norm(squares)[None, :]
     if TAIL_N > 0:
-        poison += tl.sum(_poison(tail_squares), axis=0)
-        return cosines, tail * scale * _inverse_norm(tail_squares)[None, :], poison
+        return product, tail
+    else:
+        return product, product
+
+
+@triton.jit
+def _scales(ptr, row, valid, scales_ptr, first, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """1 / length of rows of ptr, from `prepare` where it ran; something finite for rows that are not there."""
+    if scales_ptr is None:
+        return _row_scales(ptr, row, valid, E, BLOCK_E)
+    else:
+        return tl.load(scales_ptr + first + row, mask=valid, other=0.0)
+
+
+@triton.jit
+def _patch_view_scales(
+    image_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes,
+    E: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """1 / length of text rows [BLOCK_C], of the first patches [BLOCK_N] and of the rest [TAIL_N]."""
+    images = tl.num_programs(1)
+    first = images + images * n_patches + n_classes
+    text = _scales(text_local_ptr, c, c_valid, scales_ptr, first, E, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    scale = _scales(image_ptr, n, n < n_patches, scales_ptr, images + b * n_patches, E, BLOCK_E)
+    if TAIL_N > 0:
+        n = BLOCK_N + tl.arange(0, TAIL_N)
+        return text, scale, _scales(image_ptr, n, n < n_patches, scales_ptr, images + b * n_patches, E, BLOCK_E)
+    else:
+        return text, scale, scale
+
+
+@triton.jit
+def _patch_view(
+    patches_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes,
+    E: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """cos(L_c, patch_bn), equation 5, in `_products`' two tiles, 0 for patches that are not there.
+
+    The third result is [BLOCK_C]: 0, or NaN where any row holds a NaN or an infinity. Lengths are summed before the
+    products, which need the registers, and loaded after them, for `prepare` may still be running.
+    """
+    image_ptr = patches_ptr + b.to(tl.int64) * n_patches * E
+    if scales_ptr is None:
+        text_scale, scale, tail_scale = _patch_view_scales(
+            image_ptr, text_local_ptr, None, b, c, c_valid, n_patches, n_classes, E, BLOCK_N, TAIL_N, BLOCK_E
+        )
+    product, tail = _products(image_ptr, text_local_ptr, c, c_valid, n_patches, E, BLOCK_N, TAIL_N, BLOCK_E)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+    if scales_ptr is not None:
+        text_scale, scale, tail_scale = _patch_view_scales(
+            image_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes, E, BLOCK_N, TAIL_N, BLOCK_E
+        )
+    poison = 0.0 * text_scale + tl.sum(0.0 * scale, axis=0)
+    cosines = product * text_scale[:, None] * scale[None, :]
+    if TAIL_N > 0:
+        poison += tl.sum(0.0 * tail_scale, axis=0)
+        return cosines, tail * text_scale[:, None] * tail_scale[None, :], poison
     else:
         return cosines, cosines, poison
 
 
 @triton.jit
-def _keys(cosines, valid):
-    """Keys of the cosines, 0 where there is no patch; a NaN is counted out, its score is NaN whatever is chosen."""
-    return tl.where(valid[None, :] & (cosines == cosines), _key_of(cosines), 0)
-
-
-@triton.jit
-def _count(keys, tail_keys, floor, TAIL_N: tl.constexpr):
-    count = tl.sum((keys >= floor[:, None]).to(tl.int32), axis=1)
-    if TAIL_N > 0:
-        count += tl.sum((tail_keys >= floor[:, None]).to(tl.int32), axis=1)
-    return count
-
-
-@triton.jit
-def _bracket(keys, tail_keys, n_patches, TAIL_N: tl.constexpr):
-    """Per class the smallest key of a patch and one past the largest: [BLOCK_C] uint32 twice."""
-    n = tl.arange(0, keys.shape[1])
-    smallest = tl.min(tl.where((n < n_patches)[None, :], keys, 0xFFFFFFFF), axis=1)
-    largest = tl.max(keys, axis=1)
-    if TAIL_N > 0:
-        tail_n = keys.shape[1] + tl.arange(0, TAIL_N)
-        smallest = tl.minimum(smallest, tl.min(tl.where((tail_n < n_patches)[None, :], tail_keys, 0xFFFFFFFF), axis=1))
-        largest = tl.maximum(largest, tl.max(tail_keys, axis=1))
-    return smallest, largest + 1
-
-
-@triton.jit
-def _kth_key(keys, tail_keys, n_patches, k, TAIL_N: tl.constexpr):
-    """The largest key that at least k patches reach, per class, or any key that exactly k reach; and how many reach it.
-
-    Both [BLOCK_C]. Invariant: at least k keys are >= low, fewer than k are >= high.
-    """
-    low, high = _bracket(keys, tail_keys, n_patches, TAIL_N)
-    count = tl.zeros([keys.shape[0]], dtype=tl.int32) + n_patches
-    step = 0
-    while tl.max(((count > k) & (high - low > 1)).to(tl.int32), axis=0) > 0:
-        open_ = (count > k) & (high - low > 1)
-        middle = low + ((high - low) >> 1)
-        if step < VALUE_STEPS:
-            by_value = _key_of(0.5 * _value_of(low) + 0.5 * _value_of(high))
-            middle = tl.minimum(tl.maximum(by_value, low + 1), high - 1)
-        reached = _count(keys, tail_keys, middle, TAIL_N)
-        rise = open_ & (reached >= k)
-        high = tl.where(open_ & (reached < k), middle, high)
-        low = tl.where(rise, middle, low)
-        count = tl.where(rise, reached, count)
-        step += 1
-    return low, count
-
-
-@triton.jit
-def _sum_of_largest(keys, tail_keys, low, count, k, TAIL_N: tl.constexpr):
-    """Sum of the k largest [BLOCK_C], given `_kth_key`'s result; ties at the k-th key count as often as k allows."""
-    floor = tl.where(count > k, low + 1, low)
-    total = tl.sum(tl.where(keys >= floor[:, None], _value_of(keys), 0.0), axis=1)
-    if TAIL_N > 0:
-        total += tl.sum(tl.where(tail_keys >= floor[:, None], _value_of(tail_keys), 0.0), axis=1)
-    ties = k - _count(keys, tail_keys, floor, TAIL_N)
-    return total + tl.where(ties > 0, ties.to(tl.float32) * _value_of(low), 0.0)
+def _whole_view(product, cls_ptr, text_global_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes, E: tl.constexpr):
+    """cos(G_c, cls_b) [BLOCK_C], equation 4, of `_whole_product`; NaN where either row holds a NaN or an infinity."""
+    images = tl.num_programs(1)
+    text_scale = _scales(text_global_ptr, c, c_valid, scales_ptr, images + images * n_patches, E, WHOLE_E)
+    return product * text_scale * _scales(cls_ptr, b + 0 * c, c_valid, scales_ptr, 0, E, WHOLE_E)
 
 
 @triton.jit
@@ -201,6 +240,7 @@ def head(
     patches_ptr,  # [B, N, E]
     text_global_ptr,  # [C, E]
     text_local_ptr,  # [C, E]
+    scales_ptr,  # from `prepare`, or None
     n_patches,  # N <= BLOCK_N + TAIL_N
     n_classes,  # C, any
     k,  # 1 <= k <= N, or larger: clamped to N
@@ -212,45 +252,51 @@ def head(
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Equations 4, 5, 8 and 9 for BLOCK_C classes of one image; grid (ceil(C / BLOCK_C), B)."""
     b = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_valid = c < n_classes
     n = tl.arange(0, BLOCK_N)
-    whole = _whole_view(cls_ptr, text_global_ptr, b, c, c_valid, E)
+    whole = _whole_product(cls_ptr, text_global_ptr, b, c, c_valid, E)
     cosines, tail, poison = _patch_view(
-        patches_ptr, text_local_ptr, b, c, c_valid, n_patches, E, BLOCK_N, TAIL_N, BLOCK_E
-    )
+        patches_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes,
+        E, BLOCK_N, TAIL_N, BLOCK_E, OVERLAP,
+    )  # fmt: skip
+    whole = _whole_view(whole, cls_ptr, text_global_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes, E)
     if patch_scores_ptr is not None:
         _store_patch_tile(patch_scores_ptr, cosines, b, c, n, c_valid, n_patches, n_classes)
         if TAIL_N > 0:
-            _store_patch_tile(
-                patch_scores_ptr, tail, b, c, BLOCK_N + tl.arange(0, TAIL_N), c_valid, n_patches, n_classes
-            )
-    keys = _keys(cosines, n < n_patches)
-    tail_keys = keys
+            tail_n = BLOCK_N + tl.arange(0, TAIL_N)
+            _store_patch_tile(patch_scores_ptr, tail, b, c, tail_n, c_valid, n_patches, n_classes)
+    wanted = tl.minimum(k, n_patches).to(tl.float32)
+    guess, stride = first_guess(cosines, tail, n_patches, wanted, TAIL_N)
+    x = there(cosines, n < n_patches)
+    rest = x
     if TAIL_N > 0:
-        tail_keys = _keys(tail, BLOCK_N + tl.arange(0, TAIL_N) < n_patches)
-    k = tl.minimum(k, n_patches)
-    low, count = _kth_key(keys, tail_keys, n_patches, k, TAIL_N)
-    best = tl.div_rn(_sum_of_largest(keys, tail_keys, low, count, k, TAIL_N), k.to(tl.float32))
+        rest = there(tail, BLOCK_N + tl.arange(0, TAIL_N) < n_patches)
+    low, high, above_low, above_high = bracket(x, rest, guess, stride, c_valid, n_patches, wanted, TAIL_N)
+    exact = above_low == wanted
+    total = sum_above(x, rest, tl.where(exact, low, high), TAIL_N)
+    total += tl.where(exact, 0.0, (wanted - above_high) * high)
     alpha = alpha_bits.to(tl.float32, bitcast=True)
-    scores = alpha * whole + (1.0 - alpha) * best + poison
-    tl.store(scores_ptr + b.to(tl.int64) * n_classes + c, scores, mask=c_valid)
+    at = scores_ptr + b.to(tl.int64) * n_classes + c
+    tl.store(at, alpha * whole + (1.0 - alpha) * tl.div_rn(total, wanted) + poison, mask=c_valid)
 
 
 @triton.jit
-def _shares(keys, low, count, above, k):
+def _shares(x, low, high, above_low, above_high, k):
     """1 for a chosen patch, 0 for another; patches tied at the k-th place share what is left of k evenly."""
-    share = tl.div_rn((k - above).to(tl.float32), tl.maximum(count - above, 1).to(tl.float32))
-    return tl.where(keys > low[:, None], 1.0, tl.where(keys == low[:, None], share[:, None], 0.0))
+    share = tl.div_rn(k - above_high, tl.maximum(above_low - above_high, 1.0))
+    return tl.where(x > high[:, None], 1.0, tl.where(x > low[:, None], share[:, None], 0.0))
 
 
 @triton.jit(do_not_specialize=SCALARS)
 def head_shares(
     patches_ptr,  # [B, N, E] float16, bfloat16 or float32, as the next
     text_local_ptr,  # [C, E]
+    scales_ptr,  # from `prepare`
     gradient_ptr,  # [B, C] float32, of the loss by the scores
     n_patches,
     n_classes,
@@ -262,6 +308,7 @@ def head_shares(
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Gradient of the loss by every cosine of equation 5, through equations 8 and 9: zero but for the chosen patches.
 
@@ -271,20 +318,23 @@ def head_shares(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_valid = c < n_classes
     n = tl.arange(0, BLOCK_N)
-    cosines, tail, _ = _patch_view(patches_ptr, text_local_ptr, b, c, c_valid, n_patches, E, BLOCK_N, TAIL_N, BLOCK_E)
-    keys = _keys(cosines, n < n_patches)
-    tail_keys = keys
+    cosines, tail, _ = _patch_view(
+        patches_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes,
+        E, BLOCK_N, TAIL_N, BLOCK_E, OVERLAP,
+    )  # fmt: skip
+    wanted = tl.minimum(k, n_patches).to(tl.float32)
+    guess, stride = first_guess(cosines, tail, n_patches, wanted, TAIL_N)
+    x = there(cosines, n < n_patches)
+    rest = x
     if TAIL_N > 0:
         tail_n = BLOCK_N + tl.arange(0, TAIL_N)
-        tail_keys = _keys(tail, tail_n < n_patches)
-    k = tl.minimum(k, n_patches)
-    low, count = _kth_key(keys, tail_keys, n_patches, k, TAIL_N)
-    above = _count(keys, tail_keys, low + 1, TAIL_N)
+        rest = there(tail, tail_n < n_patches)
+    low, high, above_low, above_high = bracket(x, rest, guess, stride, c_valid, n_patches, wanted, TAIL_N)
     alpha = alpha_bits.to(tl.float32, bitcast=True)
     gradient = tl.load(gradient_ptr + b.to(tl.int64) * n_classes + c, mask=c_valid, other=0.0)
-    weight = (tl.div_rn((1.0 - alpha), k.to(tl.float32)) * gradient)[:, None]
-    shares = weight * _shares(keys, low, count, above, k)
+    weight = (tl.div_rn(1.0 - alpha, wanted) * gradient)[:, None]
+    shares = weight * _shares(x, low, high, above_low, above_high, wanted)
     _store_patch_tile(shares_ptr, shares, b, c, n, c_valid, n_patches, n_classes)
     if TAIL_N > 0:
-        shares = weight * _shares(tail_keys, low, count, above, k)
+        shares = weight * _shares(rest, low, high, above_low, above_high, wanted)
         _store_patch_tile(shares_ptr, shares, b, c, tail_n, c_valid, n_patches, n_classes)

@@ -12,7 +12,8 @@ import torch
 
 from hpdval_edge.kernels import dual_view_scores, head_gpu
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
-from hpdval_edge.kernels.head_launch import TABLE, Launch, launch_for
+from hpdval_edge.kernels.head_launch import TABLE, TUNED, Launch, launch_for, tuned_for
+from hpdval_edge.kernels.head_triton import head
 
 assert head_gpu.interpreted(), "run this file with TRITON_INTERPRET=1, as test_head_triton.py does"
 
@@ -50,7 +51,7 @@ def fresh_memory_holds_nan(monkeypatch):
 @pytest.fixture(params=[ONE_TILE, TWO_TILES], ids=["one tile", "two tiles"])
 def tiles(request, monkeypatch):
     """Small tiles, so that small shapes reach every mask."""
-    monkeypatch.setattr(head_gpu, "launch_for", lambda *_: request.param)
+    monkeypatch.setattr(head_gpu, "tuned_for", lambda *_: request.param)
 
 
 # [B, N, C, E], k, alpha, dtype: single, odd, one past and one short of a tile's side; few, for the interpreter is slow.
@@ -123,7 +124,7 @@ def test_zero_tiny_and_long_rows(tiles):
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_nan_reaches_exactly_the_scores_it_enters(alpha, monkeypatch):
     """Mistake: nothing added for a patch row of either tile whose cosine is NaN, which then falls out of the top k."""
-    monkeypatch.setattr(head_gpu, "launch_for", lambda *_: TWO_TILES)
+    monkeypatch.setattr(head_gpu, "tuned_for", lambda *_: TWO_TILES)
     arrays = make((4, 40, 18, 16))
     clean, _ = head_gpu.run(arrays, 2, alpha, False)
     cls, patches, text_global, text_local = arrays
@@ -255,3 +256,29 @@ def test_launch_table_serves_every_number_of_patches():
         rows = [launch_for(n, itemsize, 87) for n in range(1, 1025)]
         assert all(row.patches >= n for n, row in enumerate(rows, 1))
         assert list(dict.fromkeys(row.patches for row in rows)) == [row.patches for row in TABLE[itemsize]]
+
+
+def test_tuned_table_serves_every_number_of_patches():
+    """Mistakes: a row of the table out of order; few scores and many swapped."""
+    for (capability, itemsize), rows in TUNED.items():
+        for n in range(1, 1025):
+            few, many = (tuned_for(n, itemsize, capability, scores) for scores in (1, 1 << 20))
+            assert min(few.patches, many.patches) >= n
+            assert few.block_c <= many.block_c
+        assert [few.patches for few, _ in rows] == sorted({few.patches for few, _ in rows})
+    assert tuned_for(196, 2, 87, 20) == launch_for(196, 2, 87)
+
+
+@pytest.mark.parametrize("shape", [(2, 49, 20, 129), (1, 64, 33, 40)], ids=str)
+def test_one_launch_gives_what_two_give(tiles, shape):
+    """What is compiled ahead of time has no `prepare`. Mistakes: a length left out; the lengths of another row."""
+    arrays = make(shape)
+    arrays[1][0, 3] = 0
+    expected, _ = head_gpu.run(arrays, 7, 0.4, False)
+    found = torch.empty_like(expected)
+    head_gpu._start(head, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    arrays[1][0, 5, 2] = torch.nan
+    head_gpu._start(head, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
+    assert found[0].isnan().all()
+    assert not found[1:].isnan().any()

@@ -97,11 +97,12 @@ def test_source_and_compiler_are_part_of_the_key(fake_compiler, monkeypatch, tmp
     assert aot.build(**build).compiled == 1
     monkeypatch.setattr(aot, "triton_version", lambda: "3.9.0")
     assert aot.build(**build).compiled == 1
-    changed = tmp_path / "head_triton.py"
-    changed.write_bytes(aot.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(aot, "SOURCE", changed)
-    assert aot.build(**build).compiled == 1
-    assert aot.build(**build).compiled == 0
+    for i, source in enumerate(aot.SOURCES):
+        changed = tmp_path / source.name
+        changed.write_bytes(source.read_bytes() + b"\n")
+        monkeypatch.setattr(aot, "SOURCES", (*aot.SOURCES[:i], changed, *aot.SOURCES[i + 1 :]))
+        assert aot.build(**build).compiled == 1
+        assert aot.build(**build).compiled == 0
 
 
 def test_manifest_describes_the_files(fake_compiler, run_hpedge, tmp_path):
@@ -110,7 +111,7 @@ def test_manifest_describes_the_files(fake_compiler, run_hpedge, tmp_path):
     assert code == 0
     manifest = json.loads((tmp_path / "built" / "manifest.json").read_text())
     assert json.loads(out)["manifest"] == manifest
-    assert manifest["source_sha256"] == hashlib.sha256(aot.SOURCE.read_bytes()).hexdigest()
+    assert manifest["source_sha256"] == hashlib.sha256(b"".join(path.read_bytes() for path in aot.SOURCES)).hexdigest()
     assert [kernel["target"] for kernel in manifest["kernels"]] == [target.name for target in TARGETS]
     for kernel in manifest["kernels"]:
         for kind in ("ptx", "cubin"):

@@ -70,7 +70,10 @@ def test_no_c_compiler_is_said_before_a_launch_fails(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 49, 20, 129), (8, 196, 80, 512), (2, 576, 1000, 768)], ids=str)
 def test_on_the_gpu(shape, dtype):
-    """No worse than twice eager's error at the same dtype; ties, gradients and NaN on real hardware. Never run yet."""
+    """No worse than twice eager's error at the same dtype; ties, gradients and NaN on real hardware.
+
+    Passed on an H200 on 2026-11-26 (torch 2.11, triton 3.6).
+    """
     arrays = make(shape, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     if reason := head_gpu.refuses(arrays):
         pytest.skip(reason)
