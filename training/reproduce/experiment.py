@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hpdval_edge.atomic import write_text
 from hpdval_edge.errors import UsageError
+from hpdval_edge.progress import say
 from hpdval_edge.training.reproduce.ablation import BASE, ablation
 from hpdval_edge.training.reproduce.cells import TABLES, Cell, Experiment, choose_cells, sweep
 from hpdval_edge.training.reproduce.few_shot import (
@@ -73,9 +74,12 @@ def reproduce(table: str, options: Options) -> Writer:
         raise UsageError(f"--change belongs to ablation; {table} has fixed rows.")
     if table == "table2":
         return _few_shot(options)
-    experiment = ablation(options.changes) if table == "ablation" else TABLES[table]
-    preset = options.preset or ("paper" if table == "ablation" else None)
-    return _run(experiment, replace(options, preset=preset))
+    if table != "ablation":
+        return _run(TABLES[table], options)
+    if options.preset is None:
+        say("note: an ablation changes preset paper unless --preset names another")
+        options = replace(options, preset="paper")
+    return _run(ablation(options.changes), options)
 
 
 def sweep_values(axis: str, options: Options, *, eval_only: bool) -> Writer:

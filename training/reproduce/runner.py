@@ -42,17 +42,23 @@ class Result:
 def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[Result], None]) -> list[Result]:
     """Run every plan in order and hand each result to ``keep`` as soon as it is there.
 
-    A cell whose loss is no longer finite is a result without a report; the others still run.
+    A cell whose loss is no longer finite is a result without a report, and so is one whose settings cannot be once
+    another has shown that the rest can (a prompt too long for the teacher, say); the others still run.
 
     Args:
         known: zero-shot results of an earlier call, by plan name, as ``results.as_entry`` writes them.
+
+    Raises:
+        UsageError: settings that cannot be, before any cell has a report.
     """
     results = []
     for number, plan in enumerate(plans, start=1):
         say(f"cell {number} of {len(plans)}: {plan.name}")
         try:
             result = _zero_shot(plan, known) if plan.cell.reads == "zero_shot" else train_cell(plan, donor(plans, plan))
-        except CheckFailed as failure:
+        except (CheckFailed, UsageError) as failure:
+            if isinstance(failure, UsageError) and not any(earlier.report for earlier in results):
+                raise
             say(f"{plan.name} has no result: {failure}")
             result = Result(plan, None, _seconds(RunFolder(RUNS / plan.run_name)), error=str(failure))
         results.append(result)
