@@ -71,6 +71,20 @@ def _check_triton(target: Target, installed: str) -> None:
         raise MissingDependency(f"{target.name} needs triton {needed} or newer and {installed} is installed.")
 
 
+def check_targets(names: str) -> tuple[Target, ...]:
+    """The targets that ``names`` names, as `find_targets`, if the installed triton compiles for them all.
+
+    Raises:
+        UsageError: an unknown target.
+        MissingDependency: no triton, or one too old.
+    """
+    targets = find_targets(names)
+    installed = triton_version()
+    for target in targets:
+        _check_triton(target, installed)
+    return targets
+
+
 def _try_folder(out: Path) -> None:
     """Make ``out`` and write to it once, before minutes are spent on compiling."""
     with disk_errors(out):
@@ -152,11 +166,9 @@ def build(*, targets: str, dtype: str, width: int, patches: int, out: Path, patc
         MissingDependency: No triton, or one too old; ``out`` or the cache cannot be written.
         CheckFailed: The compiler's result cannot be launched as the manifest would say.
     """
-    chosen = find_targets(targets)
+    chosen = check_targets(targets)
     _check(dtype, width, patches)
     installed = triton_version()
-    for target in chosen:
-        _check_triton(target, installed)
     _try_folder(out)
     source = _sha256(b"".join(path.read_bytes() for path in SOURCES))
     entries, compiled = [], 0

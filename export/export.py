@@ -14,18 +14,21 @@ from hpdval_edge.atomic import new_folder, write_text
 from hpdval_edge.bundle import (
     CARD,
     GOLDEN,
+    KERNELS,
     MANIFEST,
     MODEL,
     SCHEMA,
     TEXT,
     THRESHOLDS,
     TORCHSCRIPT,
+    Bundle,
     Manifest,
     load_bundle,
     sha256,
     write_thresholds,
 )
 from hpdval_edge.errors import BadData, CheckFailed, UsageError
+from hpdval_edge.export import aot
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_torchscript
 from hpdval_edge.progress import say
@@ -45,7 +48,10 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written and how far each engine's scores lie from float32 PyTorch on ``pictures`` real pictures."""
+    """What was written and how far each engine's scores lie from float32 PyTorch on ``pictures`` real pictures.
+
+    kernels: chips whose GPU kernels are inside, e.g. sm_87.
+    """
 
     path: Path
     precision: str
@@ -53,6 +59,7 @@ class ExportReport:
     label_flips: dict[str, int]
     pictures: int
     megabytes: float
+    kernels: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
@@ -60,11 +67,17 @@ class ExportReport:
         return TOLERANCE[self.precision]
 
 
-def export(run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Path | None) -> ExportReport:
+def export(
+    run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Path | None, chips: str = ""
+) -> ExportReport:
     """Write and verify ``out`` (default ``runs/<name>/model.hpedge``).
 
+    Args:
+        chips: What the GPU kernels are compiled for, as `aot.build` takes it; none where empty.
+
     Raises:
-        UsageError: an unknown target, a run that cannot be exported.
+        UsageError: an unknown target or chip, a run that cannot be exported.
+        MissingDependency: no triton that knows the chips, a full disk.
         BadData: a damaged or unfinished run.
         CheckFailed: the written model's scores differ too much; nothing is left at ``out`` but what was there.
     """
@@ -80,11 +93,15 @@ def export(run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Pat
         raise UsageError(f"--out {out} must end in .hpedge.")
     if out.exists() and not (out / MANIFEST).is_file():
         raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
+    if chips:
+        aot.check_targets(chips)
     model, labels, metadata = load_model(reported_weights(run))
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
     manifest = _manifest(run, model, labels, metadata, precision)
     with new_folder(out) as folder:
+        if chips:
+            _write_kernels(folder / KERNELS, manifest, chips)
         _write_files(folder, run, model, manifest, targets, images, expected)
         report = verify(folder, images, expected, targets)
         if max(report.max_error.values()) > report.tolerance:
@@ -139,6 +156,12 @@ def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata
     )
 
 
+def _write_kernels(folder: Path, manifest: Manifest, chips: str) -> None:
+    """PTX, cubins and their manifest for ``chips``, at the model's precision, width and number of patches."""
+    patches = manifest.grid[0] * manifest.grid[1]
+    aot.build(targets=chips, dtype=manifest.precision, width=manifest.embed_dim, patches=patches, out=folder)
+
+
 def _write_files(
     folder: Path,
     run: RunFolder,
@@ -158,7 +181,8 @@ def _write_files(
     for target in targets:
         write, name = writers[target]
         write(deployed, folder / name, image_size=manifest.image_size, embed_dim=manifest.embed_dim)
-    digests = {path.name: sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files}
     fitted = {**run.read_json(THRESHOLDS)["fp32"], "fitted_at": "fp32"}
     write_thresholds(folder, replace(manifest, files=digests), fitted)
 
@@ -196,5 +220,13 @@ def verify(folder: Path, images: np.ndarray, expected: np.ndarray, targets: tupl
         scores = engine_scorer(bundle, load_engine(bundle, names[target]))(images)
         errors[target] = float(np.abs(scores.astype(np.float64) - expected).max())
         flips[target] = int(((scores >= bundle.thresholds) != (expected >= bundle.thresholds)).sum())
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return ExportReport(folder, bundle.manifest.precision, errors, flips, len(images), size / 1e6)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return ExportReport(folder, bundle.manifest.precision, errors, flips, len(images), size / 1e6, kernel_chips(bundle))
+
+
+def kernel_chips(bundle: Bundle) -> tuple[str, ...]:
+    """Chips whose GPU kernels the bundle holds."""
+    name = f"{KERNELS}/{aot.MANIFEST}"
+    if name not in bundle.manifest.files:
+        return ()
+    return tuple(entry["target"] for entry in json.loads(bundle.read(name))["kernels"])

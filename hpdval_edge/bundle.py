@@ -30,6 +30,8 @@ TEXT = "text.safetensors"
 THRESHOLDS = "thresholds.json"
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
+# Folder of GPU kernels compiled ahead of time, with a manifest of their own.
+KERNELS = "kernels"
 REQUIRED = (MODEL, TEXT, THRESHOLDS, GOLDEN)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpdval_edge.errors import CheckFailed, MissingDependency
+from hpdval_edge.bundle import load_bundle
+from hpdval_edge.errors import BadData, CheckFailed, MissingDependency
 from hpdval_edge.export import aot, aot_compile
 from hpdval_edge.export.aot_compile import DTYPES, Binary, Variant, compile_variant, drop_scratch
 from hpdval_edge.export.aot_targets import TARGETS, find_targets
@@ -173,6 +174,40 @@ def test_under_the_interpreter_nothing_is_compiled(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(aot.UsageError, match="unset it"):
         compile_variant(Variant(TARGETS[0], "fp16", 512, 196))
+
+
+def test_an_export_puts_them_into_the_bundle(fake_compiler, run_hpedge, tiny_run, tmp_path, monkeypatch):
+    """Planted mistakes: files in folders left out of the bundle's sha256; N taken for the side of the grid."""
+    monkeypatch.chdir(tiny_run)
+    out = tmp_path / "birds.hpedge"
+    code, stdout, _ = run_hpedge("export", "tiny", "--target", "sm_87,sm_110", "--out", out)
+    assert code == 0
+    assert "GPU kernels for sm_87, sm_110 are inside, compiled and not run" in stdout
+    manifest = load_bundle(out).manifest
+    assert {(v.dtype, v.width, v.patches) for v in fake_compiler} == {
+        ("fp32", manifest.embed_dim, manifest.grid[0] * manifest.grid[1])
+    }
+    (cubin,) = (out / "kernels").glob("*sm87*.cubin")
+    cubin.write_bytes(b"another")
+    with pytest.raises(BadData, match=f"kernels/{cubin.name} was altered"):
+        load_bundle(out)
+
+
+@pytest.mark.parametrize(
+    ("target", "installed", "words"),
+    [("sm_86,sm_75", "3.8.0", "--target 'sm_75' is not one of"), ("sm_110", "3.6.0", "sm_110 needs triton 3.7 or newer")],
+)
+def test_an_export_refuses_chips_at_once(
+    fake_compiler, run_hpedge, tiny_run, tmp_path, monkeypatch, target, installed, words
+):
+    """Planted mistake: the chips looked at after the model is loaded."""
+    monkeypatch.chdir(tiny_run)
+    monkeypatch.setattr(aot, "triton_version", lambda: installed)
+    monkeypatch.setattr("hpdval_edge.export.export.load_model", lambda _: pytest.fail("too late"))
+    code, _, stderr = run_hpedge("export", "tiny", "--target", target, "--out", tmp_path / "birds.hpedge")
+    assert code in (2, 4)
+    assert words in stderr
+    assert not list(tmp_path.glob("*.hpedge"))
 
 
 def test_targets_are_found_once_each_in_the_order_given():

@@ -7,15 +7,18 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
-from hpdval_edge.commands.options import Json
+from hpdval_edge.commands.options import Json, Run
 
 
 def export(
-    run: Annotated[str | None, typer.Argument(help="A run; else the last one.")] = None,
+    run: Run = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half-precision weights, float32 where it matters.")] = False,
     to: Annotated[
         str, typer.Option(help="onnx, torchscript (deprecated by PyTorch, for users who load it), comma-separated.")
     ] = "onnx",
+    target: Annotated[
+        str, typer.Option(help="Chips to put GPU kernels into the bundle for, e.g. sm_87,sm_110, or all.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="NAME.hpedge; else runs/<run>/model.hpedge.")] = None,
     json_: Json = False,
 ) -> None:
@@ -26,6 +29,8 @@ def export(
       hpedge export --fp16
 
       hpedge export runs/birds --to onnx,torchscript --out birds.hpedge
+
+      hpedge export --fp16 --target sm_87
     """
     from hpdval_edge.config import PROJECT_FILE, load_config
 
@@ -34,9 +39,9 @@ def export(
     module = import_from("train,export", "export.export")
     find_run = import_from("train,export", "training.run_folder").find_run
     targets = tuple(part.strip() for part in to.split(",") if part.strip())
-    report = module.export(find_run(run), precision=precision, targets=targets, out=out)
+    report = module.export(find_run(run), precision=precision, targets=targets, out=out, chips=target)
     if json_:
-        fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes")
+        fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels")
         typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
         return
     for target, error in report.max_error.items():
@@ -44,4 +49,6 @@ def export(
             f"{target} {report.precision}: max |score difference| {error:.1e} on {report.pictures} pictures, "
             f"{report.tolerance:.0e} allowed; {report.label_flips[target]} labels change"
         )
+    if report.kernels:
+        typer.echo(f"GPU kernels for {', '.join(report.kernels)} are inside, compiled and not run")
     typer.echo(f"bundle {report.path} ({report.megabytes:.1f} MB) is verified; next: hpedge infer images/")
