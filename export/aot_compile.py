@@ -13,7 +13,7 @@ from typing import Any
 
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export.aot_targets import Target
-from hpdval_edge.kernels.head_gpu import interpreted
+from hpdval_edge.kernels.gpu import interpreted
 from hpdval_edge.kernels.head_launch import Launch, launch_for
 
 # Name on the command line -> Triton's type, bytes.

@@ -7,15 +7,11 @@ tied at the k-th place share the remaining weight evenly, where torch.topk picks
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from hpdval_edge.kernels.gpu import capability, device_refuses, installation_refuses, on_device
 from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, tuned_for
 
 if TYPE_CHECKING:
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
 
     Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
-# 10 times major + minor: tensor cores for bfloat16 and asynchronous copies.
-MIN_CAPABILITY = 80
 # From here on a kernel may start while the one that it depends on still runs (programmatic dependent launch).
 OVERLAP_CAPABILITY = 90
 
@@ -34,39 +28,18 @@ def float_bits(x: float) -> int:
     return struct.unpack("<i", struct.pack("<f", x))[0]
 
 
-def interpreted() -> bool:
-    """Whether triton interprets its kernels on the CPU, as tests do: by its own environment variable."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@cache
-def _installation_refuses() -> str | None:
-    if find_spec("triton") is None:
-        return "triton is not installed; install 'hpdval-edge[export]'"
-    if not interpreted() and "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
-        return "triton needs a C compiler (gcc, clang, or one named by CC) to launch kernels and there is none"
-    return None
-
-
 def refuses(arrays: tuple) -> str | None:
     """Why the kernel cannot take ``arrays`` (cls, patches, text_global, text_local), or None."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(arrays[0], torch.Tensor):
         return "it takes torch tensors on an NVIDIA GPU and these are numpy arrays"
-    device = arrays[0].device
-    if not interpreted():
-        if device.type != "cuda" or torch.version.hip:
-            return f"it needs an NVIDIA GPU and the tensors are on {device}"
-        major, minor = torch.cuda.get_device_capability(device)
-        if 10 * major + minor < MIN_CAPABILITY:
-            return f"it needs compute capability 8.0 and {device} has {major}.{minor}"
-    elif device.type != "cpu":
-        return f"TRITON_INTERPRET=1 interprets kernels on the CPU and the tensors are on {device}"
+    if reason := device_refuses(arrays[0]):
+        return reason
     if arrays[1].shape[1] > MAX_PATCHES:
         return f"it takes at most {MAX_PATCHES:,} patches and these are {arrays[1].shape[1]:,}"
     if arrays[1].shape[0] > MAX_IMAGES:
         return f"it takes at most {MAX_IMAGES:,} images at once and these are {arrays[1].shape[0]:,}"
-    return _installation_refuses()
+    return installation_refuses()
 
 
 def _contiguous(arrays: tuple) -> Tensors:
@@ -81,23 +54,7 @@ def _contiguous(arrays: tuple) -> Tensors:
 
 
 def _launch(patches: Tensor, classes: int) -> Launch:
-    return tuned_for(patches.shape[1], patches.element_size(), _capability(patches), classes * len(patches))
-
-
-def _capability(tensor: Tensor) -> int:
-    """10 times major + minor; of the smallest chip under the interpreter."""
-    import torch
-
-    if not tensor.is_cuda:
-        return MIN_CAPABILITY
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return 10 * major + minor
-
-
-def _on(tensor: Tensor) -> AbstractContextManager:
-    import torch
-
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    return tuned_for(patches.shape[1], patches.element_size(), capability(patches), classes * len(patches))
 
 
 def _prepare(arrays: Tensors) -> Tensor:
@@ -110,7 +67,7 @@ def _prepare(arrays: Tensors) -> Tensor:
     images, rows, classes = len(patches), len(patches) * patches.shape[1], len(text)
     scales = torch.empty(images + rows + 2 * classes, dtype=torch.float32, device=patches.device)
     grid = (-(-images // ROWS) - (-rows // ROWS) + 2 * -(-classes // ROWS),)
-    overlap = _capability(patches) >= OVERLAP_CAPABILITY
+    overlap = capability(patches) >= OVERLAP_CAPABILITY
     prepare[grid](*arrays, images, rows, classes, scales, E=patches.shape[2], OVERLAP=overlap)
     return scales
 
@@ -119,7 +76,7 @@ def _start(kernel, inputs: tuple, patches: Tensor, classes: int, k: int, alpha: 
     """Launch ``kernel`` over class blocks and images of ``patches`` [B, N, E], after `_prepare`."""
     images, rows, width = patches.shape
     launch = _launch(patches, classes)
-    overlap = _capability(patches) >= OVERLAP_CAPABILITY
+    overlap = capability(patches) >= OVERLAP_CAPABILITY
     options: dict[str, int] = {"num_warps": launch.warps, "num_stages": launch.stages}
     if overlap:
         options["launch_pdl"] = True
@@ -138,7 +95,7 @@ def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple
     shape = (*patches.shape[:2], classes)
     patch_scores = torch.empty(shape, dtype=torch.float32, device=patches.device) if want_patches else None
     if scores.numel():
-        with _on(patches):
+        with on_device(patches):
             scales = _prepare(arrays)
             _start(head, (*arrays, scales), patches, classes, k, alpha, (scores, patch_scores))
     return scores, patch_scores
@@ -162,7 +119,7 @@ def shares(arrays: tuple, k: int, alpha: float, by_scores: Tensor) -> Tensor:
     classes = len(text_local)
     found = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
     if found.numel():
-        with _on(patches):
+        with on_device(patches):
             scales = _prepare(arrays)
             inputs = (patches, text_local, scales, by_scores.float().contiguous())
             _start(head_shares, inputs, patches, classes, k, alpha, (found,))

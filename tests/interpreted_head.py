@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from hpdval_edge.kernels import dual_view_scores, head_gpu
+from hpdval_edge.kernels.gpu import interpreted
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
 from hpdval_edge.kernels.head_launch import TABLE, TUNED, Launch, launch_for, tuned_for
 from hpdval_edge.kernels.head_triton import head
 
-assert head_gpu.interpreted(), "run this file with TRITON_INTERPRET=1, as test_head_triton.py does"
+assert interpreted(), "run this file with TRITON_INTERPRET=1, as test_head_triton.py does"
 
 DTYPES = [torch.float32, torch.float16]
 ONE_TILE = Launch(block_c=16, block_n=64, tail_n=0, block_e=32, warps=4, stages=2)

@@ -195,7 +195,10 @@ def test_an_export_puts_them_into_the_bundle(fake_compiler, run_hpedge, tiny_run
 
 @pytest.mark.parametrize(
     ("target", "installed", "words"),
-    [("sm_86,sm_75", "3.8.0", "--target 'sm_75' is not one of"), ("sm_110", "3.6.0", "sm_110 needs triton 3.7 or newer")],
+    [
+        ("sm_86,sm_75", "3.8.0", "--target 'sm_75' is not one of"),
+        ("sm_110", "3.6.0", "sm_110 needs triton 3.7 or newer"),
+    ],
 )
 def test_an_export_refuses_chips_at_once(
     fake_compiler, run_hpedge, tiny_run, tmp_path, monkeypatch, target, installed, words

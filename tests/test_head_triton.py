@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hpdval_edge.kernels import dual_view_scores, head_gpu
+from hpdval_edge.kernels import dual_view_scores, gpu, head_gpu
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
 
-NEEDS_TRITON = pytest.mark.skipif(head_gpu.find_spec("triton") is None, reason="triton is not installed")
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 def make(shape, dtype=torch.float32, device="cpu"):
@@ -50,20 +51,20 @@ def test_refusals_say_why(monkeypatch):
     assert head_gpu.refuses(many) == "it takes at most 1,024 patches and these are 1,025"
     wide = (torch.zeros(1, 1).expand(65536, 1), torch.zeros(1, 1, 1).expand(65536, 1, 1), *tensors[2:])
     assert head_gpu.refuses(wide) == "it takes at most 65,535 images at once and these are 65,536"
-    monkeypatch.setattr(head_gpu, "find_spec", lambda name: None)
-    head_gpu._installation_refuses.cache_clear()
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    gpu.installation_refuses.cache_clear()
     assert head_gpu.refuses(tensors) == "triton is not installed; install 'hpdval-edge[export]'"
-    head_gpu._installation_refuses.cache_clear()
+    gpu.installation_refuses.cache_clear()
 
 
 def test_no_c_compiler_is_said_before_a_launch_fails(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(head_gpu, "find_spec", lambda name: name)
-    monkeypatch.setattr(head_gpu.shutil, "which", lambda name: None)
-    head_gpu._installation_refuses.cache_clear()
-    assert "needs a C compiler" in head_gpu._installation_refuses()
-    head_gpu._installation_refuses.cache_clear()
+    monkeypatch.setattr(gpu, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    gpu.installation_refuses.cache_clear()
+    assert "needs a C compiler" in gpu.installation_refuses()
+    gpu.installation_refuses.cache_clear()
 
 
 @pytest.mark.gpu
