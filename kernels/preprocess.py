@@ -223,7 +223,8 @@ def _check_nv12(planes: object) -> tuple[int, int]:
     return width, height
 
 
-def _check_size(size: object) -> tuple[int, int]:
+def checked_size(size: object) -> tuple[int, int]:
+    """Height and width; ValueError where ``size`` is none of what `resize` takes."""
     sides = (size, size) if isinstance(size, Integral) else size
     if (
         not isinstance(sides, (tuple, list))
@@ -243,7 +244,8 @@ def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: str) -> np.nd
     return np.ascontiguousarray(numpy_normalize(levels, mean, std, dtype)[:, 0])
 
 
-def _checked_table(mean: object, std: object, dtype: object) -> tuple[tuple[float, ...], tuple[float, ...], np.ndarray]:
+def checked_table(mean: object, std: object, dtype: object) -> tuple[tuple[float, ...], tuple[float, ...], np.ndarray]:
+    """mean, std and what they make of every level, dtype [3, 256]; ValueError where they are not as wanted."""
     try:
         centre, spread = (np.asarray(x, np.float32) for x in (mean, std))
         good = centre.shape == spread.shape == (3,) and np.isfinite([centre, spread]).all() and (spread > 0).all()
@@ -263,7 +265,7 @@ def _checked_table(mean: object, std: object, dtype: object) -> tuple[tuple[floa
 
 def _job(pixels: Source, size: object, mode: str, layout: str, normalisation: tuple | None) -> Job:
     width, height = _check_pixels(pixels, layout)
-    sides = _check_size(size)
+    sides = checked_size(size)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if isinstance(pixels, np.ndarray) and (pixels.strides[2] != 1 or pixels.strides[1] != 3):
@@ -346,7 +348,7 @@ def resize_normalize(
     Returns:
         dtype [3, height, width], contiguous; ``out`` where it was given.
     """
-    job = _job(pixels, size, mode, layout, _checked_table(mean, std, dtype))
+    job = _job(pixels, size, mode, layout, checked_table(mean, std, dtype))
     if out is not None:
         _check_out(out, job)
         job = replace(job, out=out)
