@@ -121,7 +121,8 @@ def choose(arrays: tuple[Array, ...], backend: str) -> Backend:
     """The first backend that takes ``arrays`` (valid inputs of `dual_view_scores`); a named one is never replaced.
 
     Raises:
-        ValueError: The named backend refuses; the message gives its reason.
+        ValueError: The named backend refuses, the message gives its reason; or HPEDGE_ISA asks for a compiled kernel
+            that is not there.
     """
     reasons = []
     for candidate in BACKENDS:
@@ -168,7 +169,8 @@ def dual_view_scores(
 
     Raises:
         TypeError: An input is neither a numpy array nor a torch tensor.
-        ValueError: A shape, a dtype, k, alpha or the backend is not as above, or the named backend cannot run.
+        ValueError: A shape, a dtype, k, alpha or the backend is not as above, the named backend cannot run, or
+            HPEDGE_ISA names what this machine cannot run, see `compiled.instruction_set`.
     """
     check_arrays({"cls": cls, "patches": patches, "text_global": text_global, "text_local": text_local})
     check_options(k, alpha)

@@ -7,34 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpdval_edge.kernels import compiled
 from hpdval_edge.kernels.arguments import check_arrays, check_options, dtype_name, is_tensor
-
-try:
-    from hpdval_edge.kernels import _cpu
-except ImportError as error:
-    _cpu = None
-    CPU_MISSING = f"the compiled module hpdval_edge.kernels._cpu cannot be loaded: {error}"
+from hpdval_edge.kernels.compiled import _cpu
 
 if TYPE_CHECKING:
     from hpdval_edge.kernels.arguments import Array
 
 # Each further thread must bring this many multiply-adds, or waking it costs more than it saves.
 PRODUCTS_PER_THREAD = 1 << 22
-
-
-def instruction_set() -> str:
-    """The fastest instruction set of this machine, or the one that the environment variable HPEDGE_ISA names.
-
-    Raises:
-        ValueError: HPEDGE_ISA names none that this machine has and the head has code for.
-    """
-    names = _cpu.isas()
-    forced = os.environ.get("HPEDGE_ISA", "")
-    if forced and forced not in names:
-        raise ValueError(
-            f"HPEDGE_ISA must name an instruction set of this machine ({', '.join(names)}), got {forced!r}"
-        )
-    return forced or names[0]
 
 
 def threads_for(products: int) -> int:
@@ -57,19 +38,19 @@ class TextBank:
     Attributes:
         classes: C.
         width: E.
-        isa: Instruction set that the rows are packed for, see `instruction_set`.
+        isa: Instruction set that the rows are packed for, see `compiled.instruction_set`.
 
     Raises:
-        TypeError, ValueError: As `dual_view_scores`; HPEDGE_ISA names no instruction set of this machine.
+        TypeError, ValueError: As `dual_view_scores`; HPEDGE_ISA names none that this machine has.
         ImportError: The compiled module is not there.
     """
 
     def __init__(self, text_global: Array, text_local: Array) -> None:
-        if _cpu is None:
-            raise ImportError(CPU_MISSING)
+        if compiled.MISSING:
+            raise ImportError(compiled.MISSING)
         check_arrays({"text_global": text_global, "text_local": text_local})
         self.classes, self.width = text_global.shape
-        self.isa = instruction_set()
+        self.isa = compiled.instruction_set(_cpu.isas())
         self._packed = _cpu.PackedText(_to_float32(text_global), _to_float32(text_local), self.isa)
 
     def scores(
@@ -105,14 +86,12 @@ def run(arrays: tuple[Array, ...], k: int, alpha: float, want_patches: bool) -> 
 
 
 def refuses(arrays: tuple[Array, ...]) -> str | None:
-    if _cpu is None:
-        return CPU_MISSING
-    if not is_tensor(arrays[0]):
-        return None
-    if arrays[0].device.type != "cpu":
-        return f"it reads CPU memory and the tensors are on {arrays[0].device}"
-    wide = [dtype_name(x) for x in arrays if dtype_name(x) == "float64"]
-    return "it computes in float32 and an input is float64" if wide else None
+    if is_tensor(arrays[0]):
+        if arrays[0].device.type != "cpu":
+            return f"it reads CPU memory and the tensors are on {arrays[0].device}"
+        if any(dtype_name(x) == "float64" for x in arrays):
+            return "it computes in float32 and an input is float64"
+    return compiled.missing()
 
 
 def _to_float32(x: Array) -> np.ndarray:

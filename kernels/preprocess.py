@@ -7,7 +7,6 @@ channel normalises. `choose` is the one place that decides between the two.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hpdval_edge.kernels import compiled
+from hpdval_edge.kernels.compiled import _cpu
 from hpdval_edge.kernels.preprocess_spec import (
     Geometry,
     Source,
@@ -25,12 +26,6 @@ from hpdval_edge.kernels.preprocess_spec import (
     pillow_resize_normalize,
     plan_geometry,
 )
-
-try:
-    from hpdval_edge.kernels import _cpu
-except ImportError as error:
-    _cpu = None
-    CPU_MISSING = f"the compiled module hpdval_edge.kernels._cpu cannot be loaded: {error}"
 
 MODES = ("squash", "crop")
 LAYOUTS = ("rgb", "bgr", "nv12")
@@ -41,8 +36,6 @@ MAX_SIZE = 8192
 MAX_SIDE = 65535
 # Pixels of a whole picture after resizing in mode "crop", as many as Pillow reads of a file: 2 x 89,478,485.
 MAX_PIXELS = 178_956_970
-# What HPEDGE_ISA may say for the other kernels, and the instruction set here that it stands for.
-INCLUDED_ISA = {"avx512": "avx2", "neon": "generic"}
 # Pillow keeps large pictures in several pieces; copies of this many bytes stay in the cache until they are read.
 BAND_BYTES = 1 << 19
 
@@ -72,7 +65,8 @@ def _run_cpu(job: Job) -> np.ndarray:
     out = job.out
     if out is None:
         out = np.empty(job.shape, np.uint8 if job.table is None else job.table.dtype)
-    picture = _cpu.PreprocessPicture(_plan(g), chosen_isa(), out, job.table, job.layout == "bgr")
+    isa = compiled.instruction_set(_cpu.preprocess_isas())
+    picture = _cpu.PreprocessPicture(_plan(g), isa, out, job.table, job.layout == "bgr")
     if job.layout == "nv12":
         picture.push_nv12(*job.source)
     elif isinstance(job.source, np.ndarray):
@@ -109,10 +103,10 @@ def _push_arrow(picture: Any, image: Image.Image) -> bool:
 
 
 def _cpu_refuses(job: Job) -> str | None:
-    if _cpu is None:
-        return CPU_MISSING
     longest = max(job.geometry.width, job.geometry.height)
-    return f"it takes sides of at most {MAX_SIDE} pixels, not {longest}" if longest > MAX_SIDE else None
+    if longest > MAX_SIDE:
+        return f"it takes sides of at most {MAX_SIDE} pixels, not {longest}"
+    return compiled.missing()
 
 
 def _run_pillow(job: Job) -> np.ndarray:
@@ -142,36 +136,16 @@ BACKENDS = (  # fastest first; pillow, the specification, accepts everything
 )
 
 
-def chosen_isa() -> str:
-    """The instruction set of the compiled kernel: the machine's best, or what the variable HPEDGE_ISA names.
-
-    Raises:
-        ValueError: HPEDGE_ISA names none of them, or one that this machine does not run.
-    """
-    here = _cpu.preprocess_isas()
-    wanted = os.environ.get("HPEDGE_ISA")
-    if not wanted:
-        return here[0]
-    isa = next((own for prefix, own in INCLUDED_ISA.items() if wanted.startswith(prefix)), wanted)
-    if isa not in here:
-        raise ValueError(
-            f"HPEDGE_ISA={wanted}: the preprocess kernel has no such instruction set on this machine; "
-            f"unset it or choose {', '.join(here)}"
-        )
-    return isa
-
-
 def choose(job: Job, backend: str) -> Backend:
-    """The first backend that takes ``job``; a named one, or one that HPEDGE_ISA asks for, is never replaced.
+    """The first backend that takes ``job``; a named one is never replaced.
 
     Raises:
-        ValueError: The backend is unknown or refuses; the message gives its reason.
+        ValueError: The backend is unknown or refuses, the message gives its reason; or HPEDGE_ISA asks for a compiled
+            kernel that is not there.
     """
     names = ("auto", *(b.name for b in BACKENDS))
     if backend not in names:
         raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
-    if backend == "auto" and _cpu is None and os.environ.get("HPEDGE_ISA"):
-        raise ValueError(f"HPEDGE_ISA is set, but {CPU_MISSING}; unset it to use Pillow")
     for candidate in BACKENDS:
         if backend in ("auto", candidate.name):
             reason = candidate.refuses(job)
@@ -316,8 +290,8 @@ def resize(
 
     Raises:
         TypeError: ``pixels`` is neither an array, nor an image, nor a tuple of two arrays for "nv12".
-        ValueError: A shape, a dtype or an option is not as above, the named backend cannot run, or HPEDGE_ISA asks for
-            an instruction set that is not there.
+        ValueError: A shape, a dtype or an option is not as above, the named backend cannot run, or HPEDGE_ISA names
+            what this machine cannot run, see `compiled.instruction_set`.
     """
     job = _job(pixels, size, mode, layout, None)
     return choose(job, backend).run(job)

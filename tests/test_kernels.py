@@ -281,8 +281,7 @@ def test_a_named_backend_is_never_replaced(monkeypatch):
         dual_view_scores(*tensors, backend="numpy")
     with pytest.raises(ValueError, match=r"backend 'cpu' cannot .*on meta"):
         dual_view_scores(*(x.to("meta") for x in tensors), backend="cpu")
-    monkeypatch.setattr("hpdval_edge.kernels.head_cpu._cpu", None)
-    monkeypatch.setattr("hpdval_edge.kernels.head_cpu.CPU_MISSING", "not built", raising=False)
+    monkeypatch.setattr("hpdval_edge.kernels.compiled.MISSING", "not built")
     with pytest.raises(ValueError, match=r"backend 'cpu' cannot .*not built"):
         dual_view_scores(*make((2, 5, 3, 4)), backend="cpu")
     np.testing.assert_array_equal(

@@ -231,29 +231,10 @@ def test_images_module_uses_it(monkeypatch):
     assert_same(resize_squash(image, 32), expected)
     pair = np.stack([expected, expected])
     assert_same(squash_normalise([image, np.array(image)], 32, MEAN, STD), normalise(pair, MEAN, STD))
-    monkeypatch.setattr(preprocess, "_cpu", None)
-    monkeypatch.setattr(preprocess, "CPU_MISSING", "no module", raising=False)
+    monkeypatch.setattr("hpdval_edge.kernels.compiled.MISSING", "no module")
     assert_same(resize_squash(image, 32), expected)
     with pytest.raises(ValueError, match="backend 'cpu' cannot take this picture: no module"):
         resize(image, 32, backend="cpu")
-    monkeypatch.setenv("HPEDGE_ISA", "generic")
-    with pytest.raises(ValueError, match="HPEDGE_ISA is set, but no module; unset it to use Pillow"):
-        resize(image, 32)
-
-
-def test_isa_is_checked(monkeypatch):
-    monkeypatch.setenv("HPEDGE_ISA", "sse9")
-    with pytest.raises(ValueError, match=r"HPEDGE_ISA=sse9: .*choose .*generic"):
-        resize(random_pixels(4, 4), 2)
-    # Names of the other kernels' instruction sets stand for what they include.
-    monkeypatch.setenv("HPEDGE_ISA", "neon_dot")
-    assert preprocess.chosen_isa() == "generic"
-    monkeypatch.setattr(preprocess._cpu, "preprocess_isas", lambda: ["generic"])
-    monkeypatch.setenv("HPEDGE_ISA", "avx2")
-    with pytest.raises(ValueError, match=r"HPEDGE_ISA=avx2: .* on this machine"):
-        resize(random_pixels(4, 4), 2)
-    monkeypatch.delenv("HPEDGE_ISA")
-    assert preprocess.chosen_isa() == "generic"
 
 
 GOOD = np.zeros((4, 6, 3), np.uint8)
