@@ -17,6 +17,7 @@ from hpdval_edge.bundle import (
     KERNELS,
     MANIFEST,
     MODEL,
+    PT2,
     SCHEMA,
     TEXT,
     THRESHOLDS,
@@ -30,7 +31,7 @@ from hpdval_edge.bundle import (
 from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.export import aot
 from hpdval_edge.export.deployed import Deployed
-from hpdval_edge.export.graph import write_onnx, write_torchscript
+from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
 from hpdval_edge.training.calibration_run import bundle_entry
@@ -40,7 +41,7 @@ from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.run_folder import RUNS, RunFolder, reported_weights
 from hpdval_edge.training.thresholds import parse_objective
 
-TARGETS = ("onnx", "torchscript")
+TARGETS = ("onnx", "torchscript", "pt2")
 LAST_EXPORT = RUNS / "last-export"
 # Largest |score - float32 PyTorch's score| that an export may show on its golden pictures.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
@@ -177,7 +178,11 @@ def _write_files(
     np.savez_compressed(folder / GOLDEN, images=images, scores=expected)
     (folder / CARD).write_text((run.path / CARD).read_text(encoding="utf-8"), encoding="utf-8")
     deployed = Deployed(model, half=manifest.precision == "fp16")
-    writers = {"onnx": (write_onnx, MODEL), "torchscript": (write_torchscript, TORCHSCRIPT)}
+    writers = {
+        "onnx": (write_onnx, MODEL),
+        "torchscript": (write_torchscript, TORCHSCRIPT),
+        "pt2": (write_pt2, PT2),
+    }
     for target in targets:
         write, name = writers[target]
         write(deployed, folder / name, image_size=manifest.image_size, embed_dim=manifest.embed_dim)
@@ -214,7 +219,7 @@ def verify(folder: Path, images: np.ndarray, expected: np.ndarray, targets: tupl
         images: uint8 [n, S, S, 3]. expected: float32 [n, C].
     """
     bundle = load_bundle(folder)
-    names = {"onnx": "onnxruntime", "torchscript": "torchscript"}
+    names = {"onnx": "onnxruntime", "torchscript": "torchscript", "pt2": "pt2"}
     errors, flips = {}, {}
     for target in targets:
         scores = engine_scorer(bundle, load_engine(bundle, names[target]))(images)

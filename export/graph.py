@@ -1,4 +1,4 @@
-"""ONNX and TorchScript of the deployed model."""
+"""ONNX, TorchScript and exported program of the deployed model."""
 
 import warnings
 from pathlib import Path
@@ -25,9 +25,14 @@ def example_inputs(image_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Ten
     )
 
 
+def varying() -> dict[str, dict[int, torch.export.Dim]]:
+    """The sizes that the graph leaves open: pictures in a batch, and labels."""
+    batch, classes = torch.export.Dim("batch", min=1), torch.export.Dim("classes", min=1)
+    return {"image": {0: batch}, "text_global": {0: classes}, "text_local": {0: classes}}
+
+
 def write_onnx(model: Deployed, path: Path, *, image_size: int, embed_dim: int) -> None:
     """Write ``path``: opset 20, dynamic batch and dynamic number of classes, weights inside the file."""
-    batch, classes = torch.export.Dim("batch", min=1), torch.export.Dim("classes", min=1)
     with warnings.catch_warnings():
         # The exporter warns about its own internals (deprecated tree specs), nothing a user could act on.
         warnings.simplefilter("ignore")
@@ -36,7 +41,7 @@ def write_onnx(model: Deployed, path: Path, *, image_size: int, embed_dim: int) 
             example_inputs(image_size, embed_dim),
             input_names=INPUTS,
             output_names=OUTPUTS,
-            dynamic_shapes={"image": {0: batch}, "text_global": {0: classes}, "text_local": {0: classes}},
+            dynamic_shapes=varying(),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -50,3 +55,11 @@ def write_torchscript(model: Deployed, path: Path, *, image_size: int, embed_dim
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, example_inputs(image_size, embed_dim), check_trace=False)
         traced.save(str(path))
+
+
+def write_pt2(model: Deployed, path: Path, *, image_size: int, embed_dim: int) -> None:
+    """Write ``path`` as `torch.export.save` does: dynamic batch and dynamic number of classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, example_inputs(image_size, embed_dim), dynamic_shapes=varying())
+        torch.export.save(program, str(path))

@@ -26,6 +26,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 TORCHSCRIPT = "model.ts"
+PT2 = "model.pt2"
 TEXT = "text.safetensors"
 THRESHOLDS = "thresholds.json"
 GOLDEN = "golden.npz"

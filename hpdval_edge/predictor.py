@@ -40,7 +40,7 @@ class PrecisionWarning(UserWarning):
 
 
 class Predictor:
-    """Runs a bundle on pictures; never imports torch unless the torchscript backend is asked for.
+    """Runs a bundle on pictures; never imports torch unless the backend torchscript or pt2 is asked for.
 
     Args:
         model: path of a bundle, or a Bundle.

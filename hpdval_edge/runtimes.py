@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpdval_edge.bundle import MODEL, TORCHSCRIPT, Bundle
+from hpdval_edge.bundle import MODEL, PT2, TORCHSCRIPT, Bundle
 from hpdval_edge.errors import BadData, MissingDependency, UsageError
 
 PLANNED = ("openvino", "tensorrt", "tensorrt-rtx")
@@ -55,25 +55,30 @@ class OnnxRuntimeEngine:
         return scores, patch_scores
 
 
-class TorchScriptEngine:
-    """TorchScript; needs torch and a bundle exported with ``--to torchscript``."""
+class TorchEngine:
+    """What a bundle holds beside the ONNX model for users of PyTorch, on the CPU; needs torch."""
 
-    name = "torchscript"
+    name: str
+    file: str
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         try:
             import torch
         except ImportError:
             raise MissingDependency(
-                "backend torchscript needs PyTorch: pip install 'hpdval-edge[export]'; or use --backend onnxruntime."
+                f"backend {self.name} needs PyTorch: pip install 'hpdval-edge[export]'; or use --backend onnxruntime."
             ) from None
         if threads:
             torch.set_num_threads(threads)
         with warnings.catch_warnings():
             # PyTorch deprecates TorchScript; `hpedge export --help` says so, a warning here helps nobody.
             warnings.simplefilter("ignore")
-            self.module = torch.jit.load(io.BytesIO(bundle.read(TORCHSCRIPT)), map_location="cpu")
+            self.module = self.load(io.BytesIO(bundle.read(self.file)))
         self.banks = (torch.from_numpy(bundle.text_global), torch.from_numpy(bundle.text_local))
+
+    def load(self, file: io.BytesIO) -> Callable:
+        """The module in ``file``."""
+        raise NotImplementedError
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
@@ -81,6 +86,28 @@ class TorchScriptEngine:
         with torch.no_grad():
             scores, patch_scores = self.module(torch.from_numpy(images), *self.banks)
         return scores.numpy(), patch_scores.numpy()
+
+
+class TorchScriptEngine(TorchEngine):
+    """TorchScript; a bundle exported with ``--to torchscript``."""
+
+    name, file = "torchscript", TORCHSCRIPT
+
+    def load(self, file: io.BytesIO) -> Callable:
+        import torch
+
+        return torch.jit.load(file, map_location="cpu")
+
+
+class Pt2Engine(TorchEngine):
+    """A program of torch.export; a bundle exported with ``--to pt2``."""
+
+    name, file = "pt2", PT2
+
+    def load(self, file: io.BytesIO) -> Callable:
+        import torch
+
+        return torch.export.load(file).module()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +129,7 @@ def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
 BACKENDS = (
     Backend("onnxruntime", OnnxRuntimeEngine, _needs_file(MODEL, "--to onnx")),
     Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),
+    Backend("pt2", Pt2Engine, _needs_file(PT2, "--to pt2")),
 )
 
 

@@ -122,11 +122,11 @@ def tiny_run(tiny_run_values, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_run) -> Path:
-    """The fp16 bundle of ``tiny_run``, with TorchScript."""
+    """The fp16 bundle of ``tiny_run``, with TorchScript and an exported program."""
     from hpdval_edge.export.export import export
     from hpdval_edge.training.run_folder import find_run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny_run)
-        export(find_run("tiny"), precision="fp16", targets=("onnx", "torchscript"), out=None)
+        export(find_run("tiny"), precision="fp16", targets=("onnx", "torchscript", "pt2"), out=None)
     return tiny_run / "runs" / "tiny" / "model.hpedge"

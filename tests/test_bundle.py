@@ -30,9 +30,11 @@ def edit_manifest(bundle, **changes):
 
 
 def test_engines_agree(tiny_bundle, tiny):
-    """TorchScript and ONNX Runtime give the scores that PyTorch gave."""
+    """Every engine gives the scores that PyTorch gave, for any number of pictures."""
     images, expected = load_bundle(tiny_bundle).golden()
-    for backend in ("onnxruntime", "torchscript"):
+    for backend in ("onnxruntime", "torchscript", "pt2"):
+        alone = Predictor(tiny_bundle, backend=backend).predict_pixels(images[:1])
+        np.testing.assert_allclose(alone[0].scores, expected[0], atol=2e-3)
         predictions = Predictor(tiny_bundle, backend=backend).predict_pixels(images)
         np.testing.assert_allclose([p.scores for p in predictions], expected, atol=2e-3)
 
@@ -216,7 +218,7 @@ def test_a_missing_file_is_named(copy):
     ("options", "error", "message"),
     [
         ({"backend": "tensorrt"}, MissingDependency, "not in this version yet"),
-        ({"backend": "cuda"}, UsageError, "'cuda' is not one of auto, onnxruntime, torchscript"),
+        ({"backend": "cuda"}, UsageError, "'cuda' is not one of auto, onnxruntime, torchscript, pt2"),
         ({"threshold": "high"}, UsageError, "neither 'fitted' nor a number"),
         ({"top": 9}, UsageError, "the bundle has 4 labels"),
     ],
@@ -226,11 +228,12 @@ def test_wrong_options(tiny_bundle, options, error, message):
         Predictor(tiny_bundle, **options)
 
 
-def test_a_backend_that_refuses_says_why(copy):
+@pytest.mark.parametrize(("backend", "file"), [("torchscript", "model.ts"), ("pt2", "model.pt2")])
+def test_a_backend_that_refuses_says_why(copy, backend, file):
     files = json.loads((copy / "manifest.json").read_text())["files"]
-    edit_manifest(copy, files={name: digest for name, digest in files.items() if name != "model.ts"})
-    with pytest.raises(UsageError, match=r"torchscript: the bundle holds no model\.ts; export with --to torchscript"):
-        Predictor(copy, backend="torchscript")
+    edit_manifest(copy, files={name: digest for name, digest in files.items() if name != file})
+    with pytest.raises(UsageError, match=rf"{backend}: the bundle holds no {file}; export with --to {backend}"):
+        Predictor(copy, backend=backend)
 
 
 def test_arrays_that_are_no_pictures(tiny_bundle):

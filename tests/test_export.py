@@ -37,7 +37,8 @@ def session_of(bundle):
 def test_the_bundle_holds_what_the_contract_lists(tiny_bundle):
     names = {path.name for path in tiny_bundle.iterdir()}
     assert names == {
-        "manifest.json", "model.onnx", "model.ts", "text.safetensors", "thresholds.json", "golden.npz", "MODEL_CARD.md",
+        "manifest.json", "model.onnx", "model.pt2", "model.ts",
+        "text.safetensors", "thresholds.json", "golden.npz", "MODEL_CARD.md",
     }  # fmt: skip
     manifest = load_bundle(tiny_bundle).manifest
     assert manifest.precision == "fp16"
@@ -115,7 +116,7 @@ def test_golden_scores_are_float32_pytorch(tiny_run, tiny_bundle):
 
 def test_what_cannot_be_exported_is_named(work, tmp_path):
     run = find_run("tiny")
-    with pytest.raises(UsageError, match="'tensorrt' is not one of onnx, torchscript"):
+    with pytest.raises(UsageError, match="'tensorrt' is not one of onnx, torchscript, pt2"):
         module.export(run, precision="fp16", targets=("tensorrt",), out=None)
     with pytest.raises(UsageError, match=r"must end in \.hpedge"):
         module.export(run, precision="fp16", targets=("onnx",), out=tmp_path / "model.onnx")

@@ -14,7 +14,7 @@ def export(
     run: Run = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half-precision weights, float32 where it matters.")] = False,
     to: Annotated[
-        str, typer.Option(help="onnx, torchscript (deprecated by PyTorch, for users who load it), comma-separated.")
+        str, typer.Option(help="onnx, pt2 (torch.export), torchscript (deprecated by PyTorch), comma-separated.")
     ] = "onnx",
     target: Annotated[
         str, typer.Option(help="Chips to put GPU kernels into the bundle for, e.g. sm_87,sm_110, or all.")
@@ -28,7 +28,7 @@ def export(
 
       hpedge export --fp16
 
-      hpedge export runs/birds --to onnx,torchscript --out birds.hpedge
+      hpedge export runs/birds --to onnx,pt2 --out birds.hpedge
 
       hpedge export --fp16 --target sm_87
     """

@@ -11,7 +11,7 @@ from hpdval_edge.errors import UsageError
 def infer(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle; else the last export.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, onnxruntime or torchscript.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, onnxruntime, torchscript or pt2.")] = None,
     threshold: Annotated[str | None, typer.Option(help="'fitted' (on validation) or one score for all labels.")] = None,
     top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
     format_: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
