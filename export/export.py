@@ -32,6 +32,7 @@ from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.export import aot
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
+from hpdval_edge.kernels.head_launch import MAX_PATCHES
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
 from hpdval_edge.training.calibration_run import bundle_entry
@@ -82,24 +83,16 @@ def export(
         BadData: a damaged or unfinished run.
         CheckFailed: the written model's scores differ too much; nothing is left at ``out`` but what was there.
     """
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise UsageError(
-            f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)} (TensorRT is not in this version yet)."
-        )
-    if "onnx" not in targets:
-        targets = ("onnx", *targets)
     out = out or run.path / "model.hpedge"
-    if out.suffix != ".hpedge":
-        raise UsageError(f"--out {out} must end in .hpedge.")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
-    if chips:
-        aot.check_targets(chips)
+    _check_request(targets, out, chips)
+    targets = tuple(dict.fromkeys(("onnx", *targets)))
     model, labels, metadata = load_model(reported_weights(run))
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
     manifest = _manifest(run, model, labels, metadata, precision)
+    patches = manifest.grid[0] * manifest.grid[1]
+    if chips and patches > MAX_PATCHES:
+        raise UsageError(f"the GPU kernels take at most {MAX_PATCHES:,} patches and this model has {patches:,}.")
     with new_folder(out) as folder:
         if chips:
             _write_kernels(folder / KERNELS, manifest, chips)
@@ -116,6 +109,21 @@ def export(
         run.write_json(THRESHOLDS, {**run.read_json(THRESHOLDS), precision: refitted})
     write_text(LAST_EXPORT if run.path.parent == RUNS else run.path.parent / LAST_EXPORT.name, f"{out}\n")
     return replace(report, path=out)
+
+
+def _check_request(targets: tuple[str, ...], out: Path, chips: str) -> None:
+    """Refuse what cannot be, before anything takes time; the errors of `export`."""
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown:
+        raise UsageError(
+            f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)} (TensorRT is not in this version yet)."
+        )
+    if out.suffix != ".hpedge":
+        raise UsageError(f"--out {out} must end in .hpedge.")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
+    if chips:
+        aot.check_targets(chips)
 
 
 def _golden_images(run: RunFolder) -> np.ndarray:

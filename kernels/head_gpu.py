@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hpdval_edge.kernels.gpu import capability, device_refuses, installation_refuses, on_device
-from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, tuned_for
+from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, launch_for, tuned_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,8 @@ def refuses(arrays: tuple) -> str | None:
         return "it takes torch tensors on an NVIDIA GPU and these are numpy arrays"
     if reason := device_refuses(arrays[0]):
         return reason
+    if torch.float64 in {x.dtype for x in arrays}:
+        return "it computes in float32 and an input is float64"
     if arrays[1].shape[1] > MAX_PATCHES:
         return f"it takes at most {MAX_PATCHES:,} patches and these are {arrays[1].shape[1]:,}"
     if arrays[1].shape[0] > MAX_IMAGES:
@@ -53,10 +55,6 @@ def _contiguous(arrays: tuple) -> Tensors:
     return tuple(x.detach().to(wide).contiguous() for x in arrays)
 
 
-def _launch(patches: Tensor, classes: int) -> Launch:
-    return tuned_for(patches.shape[1], patches.element_size(), capability(patches), classes * len(patches))
-
-
 def _prepare(arrays: Tensors) -> Tensor:
     """1 / length of every row of cls, patches, text_global and text_local: [B + B * N + 2 C] float32."""
     import torch
@@ -72,10 +70,11 @@ def _prepare(arrays: Tensors) -> Tensor:
     return scales
 
 
-def _start(kernel, inputs: tuple, patches: Tensor, classes: int, k: int, alpha: float, outputs: tuple) -> None:
+def _start(
+    kernel, launch: Launch, inputs: tuple, patches: Tensor, classes: int, k: int, alpha: float, outputs: tuple
+) -> None:
     """Launch ``kernel`` over class blocks and images of ``patches`` [B, N, E], after `_prepare`."""
     images, rows, width = patches.shape
-    launch = _launch(patches, classes)
     overlap = capability(patches) >= OVERLAP_CAPABILITY
     options: dict[str, int] = {"num_warps": launch.warps, "num_stages": launch.stages}
     if overlap:
@@ -96,8 +95,9 @@ def _forward(arrays: Tensors, k: int, alpha: float, want_patches: bool) -> tuple
     patch_scores = torch.empty(shape, dtype=torch.float32, device=patches.device) if want_patches else None
     if scores.numel():
         with on_device(patches):
-            scales = _prepare(arrays)
-            _start(head, (*arrays, scales), patches, classes, k, alpha, (scores, patch_scores))
+            launch = tuned_for(patches.shape[1], patches.element_size(), capability(patches), scores.numel())
+            inputs = (*arrays, _prepare(arrays))
+            _start(head, launch, inputs, patches, classes, k, alpha, (scores, patch_scores))
     return scores, patch_scores
 
 
@@ -105,7 +105,7 @@ def shares(arrays: tuple, k: int, alpha: float, by_scores: Tensor) -> Tensor:
     """Gradient by the patch cosines (equation 5) that the scores pass on, [B, N, C] float32: 0 but for chosen patches.
 
     Args:
-        arrays: What `run` took.
+        arrays: What `run` took: cls [B, E], patches [B, N, E], text_global [C, E], text_local [C, E].
         k: What `run` took.
         alpha: What `run` took.
         by_scores: [B, C], gradient of the loss by the scores.
@@ -120,9 +120,11 @@ def shares(arrays: tuple, k: int, alpha: float, by_scores: Tensor) -> Tensor:
     found = torch.empty(*patches.shape[:2], classes, dtype=torch.float32, device=patches.device)
     if found.numel():
         with on_device(patches):
-            scales = _prepare(arrays)
-            inputs = (patches, text_local, scales, by_scores.float().contiguous())
-            _start(head_shares, inputs, patches, classes, k, alpha, (found,))
+            # Before `prepare`, so that nothing stands between it and the kernel that overlaps it.
+            gradient = by_scores.float().contiguous()
+            inputs = (patches, text_local, _prepare(arrays), gradient)
+            launch = launch_for(patches.shape[1], patches.element_size(), capability(patches))
+            _start(head_shares, launch, inputs, patches, classes, k, alpha, (found,))
     return found
 
 

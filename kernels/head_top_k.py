@@ -1,5 +1,7 @@
 """Exact top-k over the rows of one or two register tiles, in Triton: part of the GPU head's source.
 
+A row's values are in ``x`` [BLOCK_C, BLOCK_N] and ``tail`` [BLOCK_C, TAIL_N]; where TAIL_N is 0 nothing reads ``tail``.
+
 Per row a bracket low < high, with at least k values above low and fewer above high, is halved until exactly k lie above
 low, or until low and high are neighbouring floats and the rest are ties at high. The first `GUESSES` thresholds are
 where the k-th of a normal distribution with the row's mean and deviation would lie; then come middles of the values
@@ -47,6 +49,7 @@ def _count_above(x, tail, threshold, TAIL_N: tl.constexpr):
 
 @triton.jit
 def sum_above(x, tail, threshold, TAIL_N: tl.constexpr):
+    """Sum of those of a row that lie above ``threshold`` [BLOCK_C]."""
     total = tl.sum(tl.where(x > threshold[:, None], x, 0.0), axis=1)
     if TAIL_N > 0:
         total += tl.sum(tl.where(tail > threshold[:, None], tail, 0.0), axis=1)

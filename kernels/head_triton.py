@@ -234,6 +234,19 @@ def _store_patch_tile(ptr, tile, b, c, n, c_valid, n_patches, n_classes):
     tl.store(ptr + row + c[:, None], tile, mask=c_valid[:, None] & (n < n_patches)[None, :])
 
 
+@triton.jit
+def _choose(cosines, tail, c_valid, n_patches, k, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr):
+    """The tiles of `_patch_view` with `NOWHERE` for no patch, `bracket`'s four results, and k as a float, at most N."""
+    wanted = tl.minimum(k, n_patches).to(tl.float32)
+    guess, stride = first_guess(cosines, tail, n_patches, wanted, TAIL_N)
+    x = there(cosines, tl.arange(0, BLOCK_N) < n_patches)
+    rest = x
+    if TAIL_N > 0:
+        rest = there(tail, BLOCK_N + tl.arange(0, TAIL_N) < n_patches)
+    low, high, above_low, above_high = bracket(x, rest, guess, stride, c_valid, n_patches, wanted, TAIL_N)
+    return x, rest, low, high, above_low, above_high, wanted
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def head(
     cls_ptr,  # [B, E] float16, bfloat16 or float32, as the next three
@@ -270,13 +283,7 @@ def head(
         if TAIL_N > 0:
             tail_n = BLOCK_N + tl.arange(0, TAIL_N)
             _store_patch_tile(patch_scores_ptr, tail, b, c, tail_n, c_valid, n_patches, n_classes)
-    wanted = tl.minimum(k, n_patches).to(tl.float32)
-    guess, stride = first_guess(cosines, tail, n_patches, wanted, TAIL_N)
-    x = there(cosines, n < n_patches)
-    rest = x
-    if TAIL_N > 0:
-        rest = there(tail, BLOCK_N + tl.arange(0, TAIL_N) < n_patches)
-    low, high, above_low, above_high = bracket(x, rest, guess, stride, c_valid, n_patches, wanted, TAIL_N)
+    x, rest, low, high, above_low, above_high, wanted = _choose(cosines, tail, c_valid, n_patches, k, BLOCK_N, TAIL_N)
     exact = above_low == wanted
     total = sum_above(x, rest, tl.where(exact, low, high), TAIL_N)
     total += tl.where(exact, 0.0, (wanted - above_high) * high)
@@ -322,14 +329,7 @@ def head_shares(
         patches_ptr, text_local_ptr, scales_ptr, b, c, c_valid, n_patches, n_classes,
         E, BLOCK_N, TAIL_N, BLOCK_E, OVERLAP,
     )  # fmt: skip
-    wanted = tl.minimum(k, n_patches).to(tl.float32)
-    guess, stride = first_guess(cosines, tail, n_patches, wanted, TAIL_N)
-    x = there(cosines, n < n_patches)
-    rest = x
-    if TAIL_N > 0:
-        tail_n = BLOCK_N + tl.arange(0, TAIL_N)
-        rest = there(tail, tail_n < n_patches)
-    low, high, above_low, above_high = bracket(x, rest, guess, stride, c_valid, n_patches, wanted, TAIL_N)
+    x, rest, low, high, above_low, above_high, wanted = _choose(cosines, tail, c_valid, n_patches, k, BLOCK_N, TAIL_N)
     alpha = alpha_bits.to(tl.float32, bitcast=True)
     gradient = tl.load(gradient_ptr + b.to(tl.int64) * n_classes + c, mask=c_valid, other=0.0)
     weight = (tl.div_rn(1.0 - alpha, wanted) * gradient)[:, None]
@@ -337,4 +337,5 @@ def head_shares(
     _store_patch_tile(shares_ptr, shares, b, c, n, c_valid, n_patches, n_classes)
     if TAIL_N > 0:
         shares = weight * _shares(rest, low, high, above_low, above_high, wanted)
-        _store_patch_tile(shares_ptr, shares, b, c, tail_n, c_valid, n_patches, n_classes)
+        n = BLOCK_N + tl.arange(0, TAIL_N)
+        _store_patch_tile(shares_ptr, shares, b, c, n, c_valid, n_patches, n_classes)

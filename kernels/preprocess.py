@@ -197,8 +197,7 @@ def _check_nv12(planes: object) -> tuple[int, int]:
     return width, height
 
 
-def checked_size(size: object) -> tuple[int, int]:
-    """Height and width; ValueError where ``size`` is none of what `resize` takes."""
+def _checked_size(size: object) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, Integral) else size
     if (
         not isinstance(sides, (tuple, list))
@@ -209,6 +208,20 @@ def checked_size(size: object) -> tuple[int, int]:
             f"size must be an integer or (height, width), each at least 1 and at most {MAX_SIZE}, got {size!r}"
         )
     return int(sides[0]), int(sides[1])
+
+
+def checked_geometry(width: int, height: int, size: object, mode: object) -> Geometry:
+    """Where pixels go; ValueError where size or mode is none of what `resize` takes, or the cover is too large."""
+    sides = _checked_size(size)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    geometry = plan_geometry(width, height, sides, mode)
+    if geometry.resized_width * geometry.resized_height > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {width} x {height} pixels is too long for mode 'crop': resized it would have "
+            f"{geometry.resized_width} x {geometry.resized_height}; use mode 'squash'"
+        )
+    return geometry
 
 
 @lru_cache(maxsize=16)
@@ -239,19 +252,11 @@ def checked_table(mean: object, std: object, dtype: object) -> tuple[tuple[float
 
 def _job(pixels: Source, size: object, mode: str, layout: str, normalisation: tuple | None) -> Job:
     width, height = _check_pixels(pixels, layout)
-    sides = checked_size(size)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    geometry = checked_geometry(width, height, size, mode)
     if isinstance(pixels, np.ndarray) and (pixels.strides[2] != 1 or pixels.strides[1] != 3):
         pixels = np.ascontiguousarray(pixels)
     elif isinstance(pixels, tuple):
         pixels = tuple(p if p.strides[1] == 1 else np.ascontiguousarray(p) for p in pixels)
-    geometry = plan_geometry(width, height, sides, mode)
-    if geometry.resized_width * geometry.resized_height > MAX_PIXELS:
-        raise ValueError(
-            f"a picture of {width} x {height} pixels is too long for mode 'crop': resized it would have "
-            f"{geometry.resized_width} x {geometry.resized_height}; use mode 'squash'"
-        )
     mean, std, table = normalisation or ((), (), None)
     return Job(pixels, layout, mode, geometry, table, mean, std)
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hpdval_edge.kernels.gpu import device_refuses, installation_refuses, on_device
-from hpdval_edge.kernels.preprocess import LAYOUTS, MODES, checked_size, checked_table
-from hpdval_edge.kernels.preprocess_spec import Geometry, plan_geometry
+from hpdval_edge.kernels.preprocess import LAYOUTS, MAX_SIDE, checked_geometry, checked_table
+from hpdval_edge.kernels.preprocess_spec import Geometry
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Frames = Tensor | tuple[Tensor, Tensor]
@@ -60,9 +61,9 @@ def windows(length: int, resized: int, first: int, count: int) -> tuple[np.ndarr
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """windows: as `windows` gives them. lines: how many lines across the pass are wanted, from ``first_line`` on."""
+    """windows: as `windows` gives them, tensors once on a device. lines: how many across, from ``first_line`` on."""
 
-    windows: tuple[np.ndarray, np.ndarray]
+    windows: tuple
     lines: int
     first_line: int
 
@@ -75,7 +76,7 @@ def _pass(frames: Frames, plan: Pass, table: Tensor | None, *, vertical: bool, b
 
     pixels, chroma = frames if isinstance(frames, tuple) else (frames, None)
     images, height, width = pixels.shape[:3]
-    starts, weights = (torch.from_numpy(x).to(pixels.device) for x in plan.windows)
+    starts, weights = plan.windows
     outputs, taps = weights.shape
     rows, columns = (outputs, plan.lines) if vertical else (plan.lines, outputs)
     shape = (images, rows, columns, 3) if table is None else (images, 3, rows, columns)
@@ -98,6 +99,24 @@ def _passes(g: Geometry) -> tuple[Pass, Pass]:
         return Pass(down, end - begin, begin), Pass((across[0] - begin, across[1]), g.out_height, 0)
     begin, end = _extent(down, g.height)
     return Pass(across, end - begin, begin), Pass((down[0] - begin, down[1]), g.out_width, 0)
+
+
+@lru_cache(maxsize=32)
+def _passes_on(g: Geometry, device: torch.device) -> tuple[Pass, Pass]:
+    """`_passes` with its windows on ``device``; copied once, for a copy makes the caller wait."""
+    import torch
+
+    return tuple(
+        replace(step, windows=tuple(torch.from_numpy(x).to(device) for x in step.windows)) for step in _passes(g)
+    )
+
+
+@lru_cache(maxsize=16)
+def _table_on(mean: tuple[float, ...], std: tuple[float, ...], dtype: str, device: torch.device) -> Tensor:
+    """What becomes of every level, dtype [3, 256] on ``device``."""
+    import torch
+
+    return torch.from_numpy(checked_table(mean, std, dtype)[2]).to(device)
 
 
 def _extent(axis: tuple[np.ndarray, np.ndarray], length: int) -> tuple[int, int]:
@@ -141,6 +160,9 @@ def refuses(frames: Frames) -> str | None:
     pixels = frames[0] if isinstance(frames, tuple) else frames
     if reason := device_refuses(pixels):
         return reason
+    longest = max(pixels.shape[1:3])
+    if longest > MAX_SIDE:
+        return f"it takes sides of at most {MAX_SIDE} pixels, not {longest}"
     # The grid's third side is three channels of every frame.
     if len(pixels) > MAX_FRAMES:
         return f"it takes at most {MAX_FRAMES:,} frames at once and these are {len(pixels):,}"
@@ -171,18 +193,14 @@ def resize_normalize_frames(
         TypeError: ``frames`` is no tensor, or no tuple of two for "nv12".
         ValueError: A shape, a dtype or an option is not as above, or there is no GPU, triton or C compiler.
     """
-    import torch
 
     pixels, width, height = _check_frames(frames, layout)
-    sides = checked_size(size)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    values = checked_table(mean, std, dtype)[2]
+    g = checked_geometry(width, height, size, mode)
+    mean, std, values = checked_table(mean, std, dtype)
     if reason := refuses(frames):
         raise ValueError(f"the GPU kernel cannot take these frames: {reason}")
-    g = plan_geometry(width, height, sides, mode)
-    table = torch.from_numpy(values).to(pixels.device)
+    table = _table_on(mean, std, values.dtype.name, pixels.device)
     frames = tuple(x.contiguous() for x in frames) if layout == "nv12" else frames.contiguous()
-    first, second = _passes(g)
+    first, second = _passes_on(g, pixels.device)
     between = _pass(frames, first, None, vertical=g.vertical_first, bgr=layout == "bgr")
     return _pass(between, second, table, vertical=not g.vertical_first, bgr=False)

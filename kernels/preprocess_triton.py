@@ -31,13 +31,13 @@ def _nv12(luma_ptr, chroma_ptr, row, column, channel, width, mask):
     return _level(1220542 * tl.maximum(y - 16, 0) + by_u * u + by_v * v, 20)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_lines", "n_outputs", "n_taps", "height", "width", "first_line"])
 def resize_pass(
     pixels_ptr,  # uint8 [B, H, W, 3]; for NV12 luma [B, H, W]
     chroma_ptr,  # uint8 [B, H / 2, W], or None
     starts_ptr,  # [O] int32: the first pixel that enters each output
     weights_ptr,  # [O, T] int32, zero where a window is shorter
-    table_ptr,  # [3, 256]: what becomes of each level, or None to keep uint8
+    table_ptr,  # [3, 256] float32 or float16: what becomes of each level, or None to keep uint8
     out_ptr,  # uint8 [B, H', W', 3], or with a table its dtype [B, 3, H', W']
     n_lines,  # rows of a horizontal pass, columns of a vertical one
     n_outputs,  # O
@@ -61,9 +61,10 @@ def resize_pass(
     sums = tl.zeros([LINES, OUTPUTS], dtype=tl.int32)
     for tap in tl.range(0, n_taps):
         weight = tl.load(weights_ptr + output * n_taps + tap, mask=output < n_outputs, other=0)
-        along = tl.minimum(start + tap, side - 1)
-        row = along if VERTICAL else line + first_line
-        column = line + first_line if VERTICAL else along
+        # In 64 bits, for a frame may have more than 2^31 bytes.
+        along = tl.minimum(start + tap, side - 1).to(tl.int64)
+        across = (line + first_line).to(tl.int64)
+        row, column = (along, across) if VERTICAL else (across, along)
         if chroma_ptr is None:
             source = 2 - channel if BGR else channel
             at = pixels_ptr + image * height * width * 3 + (row * width + column) * 3 + source

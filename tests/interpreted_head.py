@@ -53,6 +53,7 @@ def fresh_memory_holds_nan(monkeypatch):
 def tiles(request, monkeypatch):
     """Small tiles, so that small shapes reach every mask."""
     monkeypatch.setattr(head_gpu, "tuned_for", lambda *_: request.param)
+    monkeypatch.setattr(head_gpu, "launch_for", lambda *_: request.param)
 
 
 # [B, N, C, E], k, alpha, dtype: single, odd, one past and one short of a tile's side; few, for the interpreter is slow.
@@ -126,6 +127,7 @@ def test_zero_tiny_and_long_rows(tiles):
 def test_nan_reaches_exactly_the_scores_it_enters(alpha, monkeypatch):
     """Mistake: nothing added for a patch row of either tile whose cosine is NaN, which then falls out of the top k."""
     monkeypatch.setattr(head_gpu, "tuned_for", lambda *_: TWO_TILES)
+    monkeypatch.setattr(head_gpu, "launch_for", lambda *_: TWO_TILES)
     arrays = make((4, 40, 18, 16))
     clean, _ = head_gpu.run(arrays, 2, alpha, False)
     cls, patches, text_global, text_local = arrays
@@ -277,9 +279,10 @@ def test_one_launch_gives_what_two_give(tiles, shape):
     arrays[1][0, 3] = 0
     expected, _ = head_gpu.run(arrays, 7, 0.4, False)
     found = torch.empty_like(expected)
-    head_gpu._start(head, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
+    launch = head_gpu.launch_for(shape[1], 4, 80)
+    head_gpu._start(head, launch, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     arrays[1][0, 5, 2] = torch.nan
-    head_gpu._start(head, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
+    head_gpu._start(head, launch, (*arrays, None), arrays[1], shape[2], 7, 0.4, (found, None))
     assert found[0].isnan().all()
     assert not found[1:].isnan().any()

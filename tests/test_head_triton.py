@@ -12,6 +12,7 @@ import torch
 
 from hpdval_edge.kernels import dual_view_scores, gpu, head_gpu
 from hpdval_edge.kernels.head import eager_scores, numpy_scores
+from hpdval_edge.kernels.head_launch import TUNED, Launch, launch_for
 
 NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
@@ -47,6 +48,8 @@ def test_refusals_say_why(monkeypatch):
     )
     assert head_gpu.refuses(tensors) == "it needs an NVIDIA GPU and the tensors are on cpu"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    double = tuple(x.double() for x in tensors)
+    assert head_gpu.refuses(double) == "it computes in float32 and an input is float64"
     many = (tensors[0], torch.zeros(2, 1025, 4), *tensors[2:])
     assert head_gpu.refuses(many) == "it takes at most 1,024 patches and these are 1,025"
     wide = (torch.zeros(1, 1).expand(65536, 1), torch.zeros(1, 1, 1).expand(65536, 1, 1), *tensors[2:])
@@ -67,14 +70,58 @@ def test_no_c_compiler_is_said_before_a_launch_fails(monkeypatch):
     gpu.installation_refuses.cache_clear()
 
 
+def jit_cases():
+    """Kernel and launch as head_gpu starts them on sm_90: both columns of the tuned table, one tile and two."""
+    tuned = {few.patches: (few, many) for few, many in TUNED[90, 2]}
+    yield "prepare", Launch(16, 64, 0, 64, 4, 3)
+    yield from (("head", launch) for n in (256, 576) for launch in tuned[n])
+    yield "head_shares", launch_for(196, 2, 90)
+
+
+@pytest.mark.slow
+@NEEDS_TRITON
+@pytest.mark.parametrize(("name", "launch"), list(jit_cases()), ids=str)
+def test_what_torch_launches_compiles_and_waits_once(name, launch):
+    """Planted mistakes: no wait for `prepare`; one in `prepare` itself; a launch of more registers than there are."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from hpdval_edge.kernels import head_triton
+
+    kernel = getattr(head_triton, name)
+    halves = ("cls_ptr", "patches_ptr", "text_global_ptr", "text_local_ptr")
+    constants = {"E": 512, "OVERLAP": True, **launch.constants, "patch_scores_ptr": None}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    types = {argument: "*fp16" if argument in halves else "*fp32" for argument in kernel.arg_names}
+    signature = {
+        argument: "constexpr" if argument in constants else types[argument] if argument.endswith("_ptr") else "i32"
+        for argument in kernel.arg_names
+    }
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    starts, waits = (ptx.count(f"griddepcontrol.{verb}") for verb in ("launch_dependents", "wait"))
+    assert (starts, waits) == ((1, 0) if name == "prepare" else (0, 1))
+
+
+# Both columns of the tuned table, and E that no tile divides.
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 49, 20, 129),
+    (8, 196, 80, 512),
+    (2, 576, 1000, 768),
+    (32, 196, 200, 512),
+    (8, 576, 1000, 512),
+    (8, 1024, 600, 512),
+]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 49, 20, 129), (8, 196, 80, 512), (2, 576, 1000, 768)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_on_the_gpu(shape, dtype):
-    """No worse than twice eager's error at the same dtype; ties, gradients and NaN on real hardware.
-
-    Passed on an H200 on 2026-11-26 (torch 2.11, triton 3.6).
-    """
+    """No worse than twice eager's error at the same dtype; ties, gradients and NaN; few scores and many."""
     arrays = make(shape, dtype, "cuda" if torch.cuda.is_available() else "cpu")
     if reason := head_gpu.refuses(arrays):
         pytest.skip(reason)

