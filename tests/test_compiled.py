@@ -111,3 +111,11 @@ def test_the_head_has_a_file_for_each():
     """And so its list is the machine's. Planted: `neon` left out of INCLUDES; failed."""
     assert {path.stem.removeprefix("head_") for path in SOURCES.glob("head_*.cpp")} == set(INCLUDES)
     assert set(_cpu.isas()) <= set(INCLUDES)
+
+
+def test_the_command_line_shows_the_sentence_alone(tiny_bundle, tiny, run_hpedge, monkeypatch):
+    """Planted mistake: a plain ValueError, whose traceback the command line prints."""
+    monkeypatch.setenv("HPEDGE_ISA", "mmx")
+    code, _, stderr = run_hpedge("infer", tiny / "test" / "00.png", "--model", tiny_bundle)
+    assert code == 2
+    assert "hpedge: HPEDGE_ISA must be one of avx512, avx2, neon, generic, got 'mmx'" in stderr
