@@ -10,6 +10,7 @@ import hpdval_edge
 from hpdval_edge.commands.calibrate import calibrate
 from hpdval_edge.commands.complexity import complexity
 from hpdval_edge.commands.data import data
+from hpdval_edge.commands.doctor import doctor
 from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, calibrate, export, infer, reproduce, sweep, complexity, report, maps):
+for verb in (train, eval, calibrate, export, infer, reproduce, sweep, complexity, report, maps, doctor):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(kernels, name="kernels")

@@ -37,6 +37,21 @@ def run_hpedge(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def record(tmp_path):
+    """Write files as a machine has them, below a root of their own; returns the root."""
+
+    def write(files):
+        root = tmp_path / "root"
+        for name, content in {"proc/meminfo": "MemTotal:        7842136 kB\nMemFree: 1 kB\n", **files}.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return root
+
+    return write
+
+
 TINY_LABELS = ("red", "green", "blue", "bright square")
 TINY_TEACHER = {
     "embed_dim": 24,

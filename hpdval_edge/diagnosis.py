@@ -1,0 +1,252 @@
+"""What the facts of a machine mean: its board, what runs there and how, what to install, whether a bundle fits."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpdval_edge.bundle import KERNELS, Bundle
+from hpdval_edge.errors import BadData
+from hpdval_edge.machine import Machine
+from hpdval_edge.platforms import (
+    CHIPS,
+    JETPACKS,
+    RTX_CAPABILITIES,
+    RTX_HEAD_MODES,
+    Chip,
+    JetPack,
+    Version,
+    dotted,
+    find_chip,
+    find_jetpack,
+    head_modes,
+    parse_version,
+    tensorrt_notes,
+)
+from hpdval_edge.runtimes import BACKENDS, PLANNED
+
+# What `hpedge export` writes; int8 is not in this version.
+PRECISIONS = ("fp32", "fp16")
+# Distributions of which a backend needs one, and what installs it.
+NEEDS = {
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "hpdval-edge"),
+    "torchscript": (("torch",), "'hpdval-edge[export]'"),
+    "pt2": (("torch",), "'hpdval-edge[export]'"),
+}
+OLDEST_PYTHON = (3, 10)
+MOUNT = "-v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
+NOT_YET = "not in this version yet"
+
+
+def diagnose(machine: Machine, bundle: Bundle | None = None) -> dict[str, Any]:
+    """The report of ``hpedge doctor --json``: machine (the facts), board, backends, notes, install, bundle."""
+    jetpack = find_jetpack(machine.l4t) if machine.l4t else None
+    chip, told_by = find_chip(machine.model, machine.l4t, machine.cpu_part)
+    capabilities = _capabilities(machine, chip)
+    board = {
+        "jetson": bool(machine.l4t or chip),
+        "l4t": dotted(machine.l4t) if machine.l4t else None,
+        "jetpack": machine.jetpack_package or (jetpack.name if jetpack else None),
+        "chip": chip.name if chip else None,
+        "chip_told_by": told_by or None,
+        "sm": [f"sm_{capability}" for capability in capabilities],
+    }
+    notes = [*machine.problems, *_board_notes(machine, jetpack, chip), *_tensorrt_notes(machine, jetpack, capabilities)]
+    backends = list(_backends(machine))
+    return {
+        "machine": asdict(machine),
+        "board": board,
+        "backends": [*backends, *_planned(machine, capabilities)],
+        "notes": notes,
+        "install": list(_install(machine, jetpack)),
+        "bundle": bundle and _bundle(bundle, backends, jetpack, capabilities),
+    }
+
+
+def _capabilities(machine: Machine, chip: Chip | None) -> list[int]:
+    found = {gpu.capability for gpu in machine.gpus if gpu.capability}
+    return sorted(found | ({chip.capability} if chip else set()))
+
+
+def _backends(machine: Machine) -> Iterator[dict[str, Any]]:
+    for backend in BACKENDS:
+        packages, install = NEEDS[backend.name]
+        found = next((f"{name} {machine.packages[name]}" for name in packages if name in machine.packages), None)
+        yield {
+            "name": backend.name,
+            "works": found is not None,
+            "with": found,
+            "reason": None if found else f"needs {packages[0]}: pip install {install}",
+            "precisions": list(PRECISIONS),
+            # The exported model computes the head in plain operators. Value: why it cannot be carried so.
+            "head_modes": {"onnx": None},
+        }
+
+
+def _planned(machine: Machine, capabilities: list[int]) -> Iterator[dict[str, Any]]:
+    """What this version does not run yet, and how the head could be carried by what is installed of it."""
+    for name in PLANNED:
+        engines: list[tuple[str | None, dict[str, str | None]]] = []
+        if name == "tensorrt":
+            engines = [
+                (f"TensorRT {dotted(version)}", head_modes(version, capabilities))
+                for version in (parse_version(found.version) for found in machine.tensorrt)
+            ]
+        elif name == "tensorrt-rtx":
+            packages = [package for package in machine.packages if package.startswith("tensorrt-rtx")]
+            engines = [(f"{packages[0]} {machine.packages[packages[0]]}", _rtx_modes(capabilities))] if packages else []
+        for engine, modes in engines or [(None, {})]:
+            able = None in modes.values()
+            row = {"name": name, "works": False, "with": engine, "reason": NOT_YET}
+            yield {**row, "precisions": list(PRECISIONS) if able else [], "head_modes": modes}
+
+
+def _rtx_modes(capabilities: list[int]) -> dict[str, str | None]:
+    missing = [capability for capability in capabilities if capability not in RTX_CAPABILITIES]
+    known = ", ".join(f"sm_{capability}" for capability in RTX_CAPABILITIES)
+    reason = f"TensorRT-RTX runs on {known} only" if missing or not capabilities else None
+    return {**dict.fromkeys(RTX_HEAD_MODES, reason), "qdp-aot": reason or "TensorRT-RTX has no such plugins"}
+
+
+def _board_notes(machine: Machine, jetpack: JetPack | None, chip: Chip | None) -> Iterator[str]:
+    if machine.l4t and jetpack is None:
+        known = f"R{JETPACKS[0].l4t[0]} to R{dotted(JETPACKS[-1].l4t)}"
+        yield (
+            f"JetPack is unknown for L4T R{dotted(machine.l4t)}, this version knows {known}; head modes go by the "
+            "version of TensorRT alone."
+        )
+    if machine.l4t and chip is None:
+        yield (
+            f"The chip is unknown: neither the model {machine.model!r} nor the CPU ({machine.cpu}) tells it; "
+            "run hpedge doctor outside of a container."
+        )
+    if chip and jetpack and chip.name not in jetpack.chips:
+        yield f"L4T R{dotted(machine.l4t)} is for {' and '.join(jetpack.chips)}, this is {chip.name}; check the image."
+    if machine.container and machine.l4t:
+        yield f"In a container L4T may be the image's, not the board's; start it with {MOUNT} to be sure."
+    alike = next((known for known in CHIPS if known.cpu_part == machine.cpu_part), None)
+    if alike and not machine.l4t and chip is None:
+        yield (
+            f"The CPU has {alike.name}'s cores ({alike.cpu}), but there is no /etc/nv_tegra_release; if this is a "
+            f"container on a Jetson, start it with {MOUNT}."
+        )
+    if jetpack and jetpack.python and jetpack.python < OLDEST_PYTHON:
+        yield (
+            f"JetPack {jetpack.name} has Python {dotted(jetpack.python)} and hpedge needs {dotted(OLDEST_PYTHON)} or "
+            "later; install one beside it."
+        )
+    yield from _power_notes(machine)
+
+
+def _power_notes(machine: Machine) -> Iterator[str]:
+    name = machine.power_modes.get(machine.power_mode)
+    fastest = next((number for number, mode in machine.power_modes.items() if mode.startswith("MAXN")), None)
+    if name and fastest is not None and not name.startswith("MAXN"):
+        yield f"Power mode {name} is below {machine.power_modes[fastest]}; `sudo nvpmodel -m {fastest}` sets that."
+
+
+def _tensorrt_notes(machine: Machine, jetpack: JetPack | None, capabilities: list[int]) -> Iterator[str]:
+    for engine in machine.tensorrt:
+        version = parse_version(engine.version)
+        yield from (f"TensorRT {dotted(version)} {text}." for text in tensorrt_notes(version, capabilities))
+    ours = parse_version(machine.python or "")[:2]
+    importable = any(engine.module for engine in machine.tensorrt)
+    if jetpack and jetpack.python and ours and ours != jetpack.python and not importable:
+        yield (
+            f"JetPack {jetpack.name}'s TensorRT module is for Python {dotted(jetpack.python)}, this is {dotted(ours)}; "
+            "a later hpedge with TensorRT will need that Python."
+        )
+
+
+def _install(machine: Machine, jetpack: JetPack | None) -> Iterator[str]:
+    if not any(package in machine.packages for package in NEEDS["onnxruntime"][0]):
+        yield "pip install hpdval-edge, which brings onnxruntime: bundles run on the CPU with it."
+    if machine.l4t and not machine.tensorrt:
+        brings = f"; JetPack {jetpack.name} brings {dotted(jetpack.tensorrt)}" if jetpack and jetpack.tensorrt else ""
+        yield f"sudo apt install nvidia-jetpack, for TensorRT (not found{brings}); this version does without."
+
+
+def _bundle(
+    bundle: Bundle, backends: list[dict[str, Any]], jetpack: JetPack | None, capabilities: list[int]
+) -> dict[str, Any]:
+    kernels = _kernels(bundle)
+    export = "hpedge export --fp16" if bundle.manifest.precision == "fp16" else "hpedge export"
+    takers = {backend.name for backend in BACKENDS if backend.refuses(bundle) is None}
+    takers &= {row["name"] for row in backends if bundle.manifest.precision in row["precisions"]}
+    runs_with = [row["name"] for row in backends if row["name"] in takers and row["works"]]
+    reason = None
+    if not takers:
+        reason = f"this version runs {' and '.join(PRECISIONS)} bundles; update hpedge"
+    elif not runs_with:
+        reason = next(row["reason"] for row in backends if row["name"] in takers)
+    return {
+        "path": str(bundle.path),
+        "precision": bundle.manifest.precision,
+        "runs_with": runs_with,
+        "reason": reason,
+        "kernels": [f"sm_{kernel.capability}" for kernel in kernels],
+        "gpu": [_kernel_for(capability, kernels, jetpack, export) for capability in capabilities],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A line of the bundle's kernels/manifest.json; bound: its PTX is for the exact chip, as that of sm_90a."""
+
+    capability: int
+    ptx: Version
+    bound: bool
+
+
+def _kernels(bundle: Bundle) -> list[Kernel]:
+    name = f"{KERNELS}/manifest.json"
+    if name not in bundle.manifest.files:
+        return []
+    try:
+        return [
+            Kernel(
+                int(entry["target"].removeprefix("sm_")),
+                parse_version(entry["ptx"]["version"]),
+                not entry["architecture"][-1].isdigit(),
+            )
+            for entry in json.loads(bundle.read(name))["kernels"]
+        ]
+    except (json.JSONDecodeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise BadData(
+            f"bundle {bundle.path}: {name} is no manifest of kernels ({error!r}); export it again."
+        ) from error
+
+
+def _kernel_for(capability: int, kernels: list[Kernel], jetpack: JetPack | None, export: str) -> dict[str, Any]:
+    """Which of ``kernels`` a GPU takes: its own, else PTX of an older chip that its driver can translate, else none.
+
+    Args:
+        export: The command that wrote the bundle, for a remedy.
+    """
+    newest = jetpack.ptx if jetpack else None
+    readable = [kernel for kernel in kernels if newest is None or kernel.ptx <= newest]
+    own = next((kernel for kernel in kernels if kernel.capability == capability), None)
+    older = [kernel.capability for kernel in readable if kernel.capability < capability and not kernel.bound]
+    chosen, chip = None, f"sm_{capability}"
+    if own:
+        chosen, text = f"sm_{capability}", f"GPU kernels for {chip} are inside"
+        if own not in readable:
+            text += f"; of these JetPack {jetpack.name} loads the cubin only, it reads PTX up to {dotted(newest)}"
+    elif older:
+        chosen = f"sm_{max(older)}"
+        text = f"no GPU kernel for {chip} is inside, its driver would translate the PTX of {chosen}"
+    else:
+        held = ", ".join(f"sm_{kernel.capability}" for kernel in kernels) or "none"
+        text = f"no GPU kernel fits {chip} (inside: {held}); {_remedy(capability, export)}"
+    return {"sm": chip, "kernel": chosen, "text": f"{text}."}
+
+
+def _remedy(capability: int, export: str) -> str:
+    from hpdval_edge.export.aot_targets import TARGETS
+
+    known = [target.capability for target in TARGETS]
+    if capability in known:
+        return f"add one with: {export} --target sm_{capability}"
+    if capability > min(known):
+        return f"add PTX that its driver translates with: {export} --target sm_{min(known)}"
+    return "hpedge compiles none for it, the head stays plain ONNX"
