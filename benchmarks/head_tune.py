@@ -131,11 +131,16 @@ def main() -> int:
     ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         faults = dict(zip(jobs, pool.map(compiled, jobs), strict=True))
-    left_out = sum(fault is not None for fault in faults.values())
-    print(f"{torch.cuda.get_device_name()}: {len(jobs)} candidates, {left_out} left out", flush=True)
+    print(f"{torch.cuda.get_device_name()}: {len(jobs)} candidates", flush=True)
+    for job, fault in faults.items():
+        if fault:
+            print(f"left out: {job[0]} at N={job[1]} {job[2]}: {fault.splitlines()[0]}", flush=True)
     results = []
     for dtype, patches in product(options.dtype.split(","), options.patches):
         fit = [job for job in jobs if job[1:3] == (patches, dtype) and faults[job] is None]
+        if not fit:
+            print(f"N={patches} {dtype}: no candidate compiles")
+            continue
         results.append(search(patches, dtype, fit))
         if options.json:
             with open(options.json, "w", encoding="utf-8") as file:

@@ -90,9 +90,6 @@ def export(
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
     manifest = _manifest(run, model, labels, metadata, precision)
-    patches = manifest.grid[0] * manifest.grid[1]
-    if chips and patches > MAX_PATCHES:
-        raise UsageError(f"the GPU kernels take at most {MAX_PATCHES:,} patches and this model has {patches:,}.")
     with new_folder(out) as folder:
         if chips:
             _write_kernels(folder / KERNELS, manifest, chips)
@@ -168,6 +165,8 @@ def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata
 def _write_kernels(folder: Path, manifest: Manifest, chips: str) -> None:
     """PTX, cubins and their manifest for ``chips``, at the model's precision, width and number of patches."""
     patches = manifest.grid[0] * manifest.grid[1]
+    if patches > MAX_PATCHES:
+        raise UsageError(f"the GPU kernels take at most {MAX_PATCHES:,} patches and this model has {patches:,}.")
     aot.build(targets=chips, dtype=manifest.precision, width=manifest.embed_dim, patches=patches, out=folder)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,7 +56,7 @@ class OnnxRuntimeEngine:
         return scores, patch_scores
 
 
-class TorchEngine:
+class TorchEngine(ABC):
     """What a bundle holds beside the ONNX model for users of PyTorch, on the CPU; needs torch."""
 
     name: str
@@ -76,9 +77,9 @@ class TorchEngine:
             self.module = self.load(io.BytesIO(bundle.read(self.file)))
         self.banks = (torch.from_numpy(bundle.text_global), torch.from_numpy(bundle.text_local))
 
+    @abstractmethod
     def load(self, file: io.BytesIO) -> Callable:
         """The module in ``file``."""
-        raise NotImplementedError
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch

@@ -36,7 +36,6 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=64)
 def windows(length: int, resized: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Where outputs ``first`` to ``first + count`` of ``length`` pixels resized to ``resized`` read, and their weights.
 
@@ -193,7 +192,6 @@ def resize_normalize_frames(
         TypeError: ``frames`` is no tensor, or no tuple of two for "nv12".
         ValueError: A shape, a dtype or an option is not as above, or there is no GPU, triton or C compiler.
     """
-
     pixels, width, height = _check_frames(frames, layout)
     g = checked_geometry(width, height, size, mode)
     mean, std, values = checked_table(mean, std, dtype)
