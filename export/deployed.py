@@ -43,10 +43,17 @@ class Deployed(nn.Module):
                 module.fused_attn = False
 
     def forward(self, image: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
+        return self.score(*self.embed(image), text_global, text_local)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The head's own inputs: [B, E] of the whole image and [B, N, E] of its patches, at the model's precision."""
         cls, patches = tokens(self.encoder, image.to(self.dtype))
-        cls, patches = self.embed_cls(cls).float(), self.embed_patches(patches).float()
-        whole = unit(cls) @ unit(text_global).T
-        patch_scores = unit(patches) @ unit(text_local).T
+        return self.embed_cls(cls), self.embed_patches(patches)
+
+    def score(self, cls: Tensor, patches: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
+        """The dual-view head in plain operators, float32 whatever it is given."""
+        whole = unit(cls.float()) @ unit(text_global).T
+        patch_scores = unit(patches.float()) @ unit(text_local).T
         best = patch_scores.topk(self.topk, dim=1).values.mean(dim=1)
         return self.alpha * whole + (1 - self.alpha) * best, patch_scores
 

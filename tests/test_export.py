@@ -17,6 +17,7 @@ from hpdval_edge.bundle import load_bundle
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export import export as module
 from hpdval_edge.export.deployed import Deployed
+from hpdval_edge.kernels import dual_view_scores
 from hpdval_edge.predictor import PrecisionWarning, Predictor
 from hpdval_edge.training.evaluate import model_scorer
 from hpdval_edge.training.model import load_model
@@ -60,6 +61,26 @@ def test_onnx_is_half_precision_with_single_precision_islands(tiny_bundle):
     assert {value.elem_type for value in shapes.values()} == {onnx.TensorProto.FLOAT}
 
 
+def test_the_head_takes_what_the_graph_calls_cls_and_patches(tiny_bundle):
+    """Where another carrier of the head cuts the graph. Planted mistake: name the rows after their normalisation."""
+    bundle = load_bundle(tiny_bundle)
+    model = onnx.load_from_string(bundle.read("model.onnx"))
+    used = {name for node in model.graph.node for name in node.input}
+    assert {"cls", "patches"} < used
+    for name, shape in {"cls": ["batch", 24], "patches": ["batch", 16, 24]}.items():
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, shape))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    feed = {"image": image, "text_global": bundle.text_global, "text_local": bundle.text_local}
+    scores, _, cls, patches = session.run(None, feed)
+    assert np.abs(np.linalg.norm(cls.astype(np.float32), axis=1) - 1).min() > 0.01
+    expected = dual_view_scores(
+        cls, patches, bundle.text_global.astype(np.float16), bundle.text_local.astype(np.float16),
+        k=bundle.manifest.topk, alpha=bundle.manifest.alpha, backend="numpy",
+    )  # fmt: skip
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("classes", [1, 4, 300])
 def test_text_banks_are_inputs_of_any_size(tiny_bundle, batch, classes):
@@ -93,13 +114,13 @@ def test_float32_export_is_closer_than_half(work, tmp_path):
 def test_an_export_that_differs_is_refused_and_the_old_bundle_stays(work, tiny_bundle, monkeypatch):
     """Planted mistake: compare the exported model with itself."""
     before = (tiny_bundle / "manifest.json").read_text()
-    original = Deployed.forward
+    original = Deployed.score
 
-    def wrong(self, image, text_global, text_local):
-        scores, patch_scores = original(self, image, text_global, text_local)
+    def wrong(self, *tensors):
+        scores, patch_scores = original(self, *tensors)
         return scores + 0.01, patch_scores
 
-    monkeypatch.setattr(Deployed, "forward", wrong)
+    monkeypatch.setattr(Deployed, "score", wrong)
     with pytest.raises(CheckFailed, match=r"differs from float32 PyTorch by 1.*nothing was written"):
         module.export(find_run("tiny"), precision="fp16", targets=("onnx",), out=None)
     assert (tiny_bundle / "manifest.json").read_text() == before
