@@ -15,16 +15,17 @@ EPS = 1e-12
 class Deployed(nn.Module):
     """Student and dual-view head without anything that only training needs.
 
-    forward: image float32 [B, 3, S, S], normalised with the manifest's mean and std; text_global and text_local float32
-    [C, E], any C >= 1 -> scores float32 [B, C], patch cosines float32 [B, N, C] (eqs 4, 5, 8, 9).
+    forward: image as `images.INPUTS` has it for ``image_dtype``; text_global and text_local float32 [C, E], any C >= 1
+    -> scores float32 [B, C], patch cosines float32 [B, N, C] (eqs 4, 5, 8, 9).
 
     The model given is used up: its batch norms are folded, and with ``half`` it is rounded, in place.
     With ``half`` the encoder and the embedding layer hold and compute float16; the L2 norms (1e-12 is 0 in float16),
     the similarities and everything after them stay float32.
     """
 
-    def __init__(self, model: DualView, *, half: bool) -> None:
+    def __init__(self, model: DualView, *, half: bool, image_dtype: str = "float32") -> None:
         super().__init__()
+        self.image_dtype = image_dtype
         if model.kind != "cosine":
             raise UsageError(
                 f"this run scores with sim.kind={model.kind}, the deployed head is cosine; train with sim.kind=cosine."
@@ -36,17 +37,23 @@ class Deployed(nn.Module):
         self.embed_cls, self.embed_patches = student.embed_cls, student.embed_patches
         self.alpha, self.topk = model.alpha, min(model.topk, student.num_patches)
         self.dtype = torch.float16 if half else torch.float32
+        mean, std = torch.tensor(student.spec.mean), torch.tensor(student.spec.std)
         self.to(self.dtype).eval().requires_grad_(False)
         for module in self.modules():
             if hasattr(module, "fused_attn"):
                 # Explicit attention with one scale, on q: TensorRT 10.7 gave wrong outputs on SDPA's own export.
                 module.fused_attn = False
+        # After the rounding to half: levels of 0 to 255 are normalised in float32.
+        self.register_buffer("level_mean", (255 * mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("level_std", (255 * std).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, text_global: Tensor, text_local: Tensor) -> tuple[Tensor, Tensor]:
         return self.score(*self.embed(image), text_global, text_local)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The head's own inputs: [B, E] of the whole image and [B, N, E] of its patches, at the model's precision."""
+        if self.image_dtype == "uint8":
+            image = (image.permute(0, 3, 1, 2).float() - self.level_mean) / self.level_std
         cls, patches = tokens(self.encoder, image.to(self.dtype))
         return self.embed_cls(cls), self.embed_patches(patches)
 

@@ -32,6 +32,7 @@ from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.export import aot
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
+from hpdval_edge.images import INPUTS
 from hpdval_edge.kernels.head_launch import MAX_PATCHES
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
@@ -70,11 +71,18 @@ class ExportReport:
 
 
 def export(
-    run: RunFolder, *, precision: str, targets: tuple[str, ...], out: Path | None, chips: str = ""
+    run: RunFolder,
+    *,
+    precision: str,
+    targets: tuple[str, ...],
+    out: Path | None,
+    chips: str = "",
+    image_dtype: str = "float32",
 ) -> ExportReport:
     """Write and verify ``out`` (default ``runs/<name>/model.hpedge``).
 
     Args:
+        image_dtype: What the model's image input is, one of `images.INPUTS`.
         chips: What the GPU kernels are compiled for, as `aot.build` takes it; none where empty.
 
     Raises:
@@ -84,12 +92,12 @@ def export(
         CheckFailed: the written model's scores differ too much; nothing is left at ``out`` but what was there.
     """
     out = out or run.path / "model.hpedge"
-    _check_request(targets, out, chips)
+    _check_request(targets, out, chips, image_dtype)
     targets = tuple(dict.fromkeys(("onnx", *targets)))
     model, labels, metadata = load_model(reported_weights(run))
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
-    manifest = _manifest(run, model, labels, metadata, precision)
+    manifest = replace(_manifest(run, model, labels, metadata, precision), input=image_dtype)
     with new_folder(out) as folder:
         if chips:
             _write_kernels(folder / KERNELS, manifest, chips)
@@ -108,13 +116,15 @@ def export(
     return replace(report, path=out)
 
 
-def _check_request(targets: tuple[str, ...], out: Path, chips: str) -> None:
+def _check_request(targets: tuple[str, ...], out: Path, chips: str, image_dtype: str) -> None:
     """Refuse what cannot be, before anything takes time; the errors of `export`."""
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise UsageError(
             f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)} (TensorRT is not in this version yet)."
         )
+    if image_dtype not in INPUTS:
+        raise UsageError(f"--input {image_dtype!r} is not one of {', '.join(INPUTS)}.")
     if out.suffix != ".hpedge":
         raise UsageError(f"--out {out} must end in .hpedge.")
     if out.exists() and not (out / MANIFEST).is_file():
@@ -184,7 +194,7 @@ def _write_files(
     (folder / TEXT).write_bytes(save_safetensors(unit))
     np.savez_compressed(folder / GOLDEN, images=images, scores=expected)
     (folder / CARD).write_text((run.path / CARD).read_text(encoding="utf-8"), encoding="utf-8")
-    deployed = Deployed(model, half=manifest.precision == "fp16")
+    deployed = Deployed(model, half=manifest.precision == "fp16", image_dtype=manifest.input)
     writers = {
         "onnx": (write_onnx, MODEL),
         "torchscript": (write_torchscript, TORCHSCRIPT),

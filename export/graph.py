@@ -17,11 +17,14 @@ BORDER = ("cls", "patches")
 EXAMPLE_BATCH, EXAMPLE_CLASSES = 2, 3
 
 
-def example_inputs(image_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors of the shapes the graph takes, seeded."""
+def example_inputs(image_dtype: str, image_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shapes and types the graph takes, seeded."""
     generator = torch.Generator().manual_seed(0)
+    image = torch.randn(EXAMPLE_BATCH, 3, image_size, image_size, generator=generator)
+    if image_dtype == "uint8":
+        image = (64 * image + 128).clamp(0, 255).permute(0, 2, 3, 1).contiguous()
     return (
-        torch.randn(EXAMPLE_BATCH, 3, image_size, image_size, generator=generator),
+        image.to(getattr(torch, image_dtype)),
         torch.randn(EXAMPLE_CLASSES, embed_dim, generator=generator),
         torch.randn(EXAMPLE_CLASSES, embed_dim, generator=generator),
     )
@@ -55,7 +58,7 @@ def write_onnx(model: Deployed, path: Path, *, image_size: int, embed_dim: int) 
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _WithBorder(model),
-            example_inputs(image_size, embed_dim),
+            example_inputs(model.image_dtype, image_size, embed_dim),
             input_names=INPUTS,
             output_names=(*OUTPUTS, *BORDER),
             dynamic_shapes=varying(),
@@ -72,7 +75,7 @@ def write_torchscript(model: Deployed, path: Path, *, image_size: int, embed_dim
     """Write ``path`` by tracing; PyTorch deprecates TorchScript, it serves users who already load it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(model, example_inputs(image_size, embed_dim), check_trace=False)
+        traced = torch.jit.trace(model, example_inputs(model.image_dtype, image_size, embed_dim), check_trace=False)
         traced.save(str(path))
 
 
@@ -80,5 +83,7 @@ def write_pt2(model: Deployed, path: Path, *, image_size: int, embed_dim: int) -
     """Write ``path`` as `torch.export.save` does: dynamic batch and dynamic number of classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, example_inputs(image_size, embed_dim), dynamic_shapes=varying())
+        program = torch.export.export(
+            model, example_inputs(model.image_dtype, image_size, embed_dim), dynamic_shapes=varying()
+        )
         torch.export.save(program, str(path))

@@ -11,7 +11,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Manifest:
     labels: in the order of all columns. image_size: pixels a side; pictures are squashed to it, antialiased bicubic.
     mean, std: RGB, of pictures in [0, 1]. alpha weighs the global view, topk patches make the local one. grid: rows and
     columns of patches. logit_scale: sigmoid(logit_scale * s) is the uncalibrated probability. files: sha256 of each.
+    input: what the model's image is, one of `images.INPUTS`; bundles older than this key take float32.
     """
 
     schema: int
@@ -59,6 +60,7 @@ class Manifest:
     precision: str
     provenance: dict[str, Any]
     files: dict[str, str]
+    input: str = "float32"
 
     def to_json(self) -> str:
         """The file's text."""
@@ -216,9 +218,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise BadData(
             f"bundle {path} has schema {found!r}, this version reads {SCHEMA}; export it again or update hpedge."
         )
-    names = {field.name for field in fields(Manifest)}
-    if values.keys() != names:
-        odd = ", ".join(sorted(values.keys() ^ names))
+    names = {field.name: field.default is MISSING for field in fields(Manifest)}
+    odd = {name for name in names.keys() - values.keys() if names[name]} | values.keys() - names.keys()
+    if odd:
+        odd = ", ".join(sorted(odd))
         raise BadData(f"bundle {path}: {MANIFEST} does not fit schema {SCHEMA} (keys: {odd}).")
     for key in ("labels", "mean", "std", "grid"):
         values[key] = tuple(values[key])

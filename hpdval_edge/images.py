@@ -36,6 +36,8 @@ DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
     *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
+# What a model's image input may be: normalised and channel first, or the levels themselves, uint8 [B, S, S, 3].
+INPUTS = ("float32", "float16", "uint8")
 # EXIF orientation -> what makes the picture upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -234,20 +236,23 @@ def resize_squash(image: Image.Image, size: int) -> np.ndarray:
     return preprocess.resize(image, size)
 
 
-def squash_normalise(
-    pictures: Sequence[Image.Image | np.ndarray], size: int, mean: Sequence[float], std: Sequence[float]
+def model_input(
+    pictures: Sequence[Image.Image | np.ndarray], size: int, mean: Sequence[float], std: Sequence[float], kind: str
 ) -> np.ndarray:
-    """What ``normalise`` makes of each picture's ``resize_squash``, in one pass.
+    """A batch as a model takes it: each picture's ``resize_squash``, and unless uint8 is asked for its ``normalise``.
 
     Args:
         pictures: B of them, RGB images or uint8 [H, W, 3].
+        kind: one of INPUTS.
 
     Returns:
-        float32 [B, 3, size, size].
+        float32 or float16 [B, 3, size, size], or uint8 [B, size, size, 3].
     """
-    batch = np.empty((len(pictures), 3, size, size), np.float32)
+    if kind == "uint8":
+        return np.stack([preprocess.resize(picture, size) for picture in pictures])
+    batch = np.empty((len(pictures), 3, size, size), kind)
     for picture, row in zip(pictures, batch, strict=True):
-        preprocess.resize_normalize(picture, size, mean=mean, std=std, out=row)
+        preprocess.resize_normalize(picture, size, mean=mean, std=std, dtype=kind, out=row)
     return batch
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hpdval_edge.bundle import Bundle, load_bundle
 from hpdval_edge.errors import UsageError
-from hpdval_edge.images import normalise, open_rgb, squash_normalise
+from hpdval_edge.images import model_input, open_rgb
 from hpdval_edge.runtimes import load_engine
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -97,17 +97,17 @@ class Predictor:
         return predictions[0] if single else predictions
 
     def prepare(self, pictures: Sequence[Picture]) -> np.ndarray:
-        """Pictures as the model takes them, float32 [B, 3, S, S]: squashed to its size and normalised."""
+        """Pictures as the model takes them (``images.INPUTS``): squashed to its size and normalised."""
         manifest = self.bundle.manifest
         sources = [as_pixels(picture) for picture in pictures]
-        return squash_normalise(sources, manifest.image_size, manifest.mean, manifest.std)
+        return model_input(sources, manifest.image_size, manifest.mean, manifest.std, manifest.input)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""
-        return self.predict_images(normalise(pixels, self.bundle.manifest.mean, self.bundle.manifest.std))
+        return self.predict_images(self.prepare(pixels))
 
     def predict_images(self, images: np.ndarray) -> list[Prediction]:
-        """Predict what ``prepare`` made of pictures, float32 [B, 3, S, S]."""
+        """Predict what ``prepare`` made of pictures."""
         scores, patch_scores = self.engine(images)
         maps = patch_scores.reshape(len(scores), *self.bundle.manifest.grid, -1)
         probabilities = self.bundle.calibration.probabilities(scores)

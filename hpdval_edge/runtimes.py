@@ -1,4 +1,4 @@
-"""Engines that run a bundle's model. Each takes normalised pictures and the text banks, and gives scores."""
+"""Engines that run a bundle's model. Each takes pictures and the text banks, and gives scores."""
 
 import io
 import warnings
@@ -21,7 +21,7 @@ class Engine(Protocol):
     name: str
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images float32 [B, 3, S, S], normalised -> scores float32 [B, C], patch cosines float32 [B, N, C]."""
+        """Images as `images.model_input` makes them -> scores float32 [B, C], patch cosines float32 [B, N, C]."""
         ...
 
 

@@ -174,6 +174,17 @@ def test_zipped_bundles_are_the_same(tiny_bundle, tiny, tmp_path):
     np.testing.assert_array_equal(Predictor(archive)(path).scores, Predictor(tiny_bundle)(path).scores)
 
 
+def test_a_manifest_older_than_its_newest_key_is_read(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["input"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert load_bundle(copy).manifest.input == "float32"
+    del manifest["alpha"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadData, match=r"does not fit schema 1 \(keys: alpha\)"):
+        load_bundle(copy)
+
+
 def test_altered_files_are_refused(copy):
     text = (copy / "text.safetensors").read_bytes()
     (copy / "text.safetensors").write_bytes(text[:-1] + bytes([text[-1] ^ 1]))

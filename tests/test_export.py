@@ -102,6 +102,27 @@ def test_text_banks_are_inputs_of_any_size(tiny_bundle, batch, classes):
     np.testing.assert_allclose(again, scores, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "element", "shape"),
+    [
+        ("uint8", onnx.TensorProto.UINT8, ["batch", 32, 32, 3]),
+        ("float16", onnx.TensorProto.FLOAT16, ["batch", 3, 32, 32]),
+    ],
+)
+def test_the_image_may_be_levels_or_halves(work, tiny_bundle, tmp_path, kind, element, shape):
+    """Planted mistakes: levels normalised in half precision, channels left last."""
+    out = tmp_path / f"{kind}.hpedge"
+    report = module.export(find_run("tiny"), precision="fp16", targets=("onnx", "pt2"), out=out, image_dtype=kind)
+    assert max(report.max_error.values()) < 2e-3
+    bundle = load_bundle(out)
+    assert bundle.manifest.input == kind
+    image = onnx.load_from_string(bundle.read("model.onnx")).graph.input[0].type.tensor_type
+    assert image.elem_type == element
+    assert [size.dim_param or size.dim_value for size in image.shape.dim] == shape
+    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    np.testing.assert_allclose(Predictor(bundle)(picture).scores, Predictor(tiny_bundle)(picture).scores, atol=2e-3)
+
+
 def test_float32_export_is_closer_than_half(work, tmp_path):
     report = module.export(find_run("tiny"), precision="fp32", targets=("onnx",), out=tmp_path / "full.hpedge")
     assert report.max_error["onnx"] <= 1e-5
@@ -139,6 +160,8 @@ def test_what_cannot_be_exported_is_named(work, tmp_path):
     run = find_run("tiny")
     with pytest.raises(UsageError, match="'tensorrt' is not one of onnx, torchscript, pt2"):
         module.export(run, precision="fp16", targets=("tensorrt",), out=None)
+    with pytest.raises(UsageError, match="--input 'int8' is not one of float32, float16, uint8"):
+        module.export(run, precision="fp16", targets=("onnx",), out=None, image_dtype="int8")
     with pytest.raises(UsageError, match=r"must end in \.hpedge"):
         module.export(run, precision="fp16", targets=("onnx",), out=tmp_path / "model.onnx")
     (tmp_path / "mine.hpedge").mkdir()

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpdval_edge.images import find_images, normalise, open_rgb, resize_squash, squash_normalise
+from hpdval_edge.images import find_images, model_input, normalise, open_rgb, resize_squash
 from hpdval_edge.kernels import preprocess
 from hpdval_edge.kernels.preprocess import DTYPES, MODES, resize, resize_normalize
 from hpdval_edge.kernels.preprocess_spec import numpy_nv12_to_rgb, plan_geometry
@@ -230,7 +230,8 @@ def test_images_module_uses_it(monkeypatch):
     expected = np.array(image.resize((32, 32), Image.Resampling.BICUBIC))
     assert_same(resize_squash(image, 32), expected)
     pair = np.stack([expected, expected])
-    assert_same(squash_normalise([image, np.array(image)], 32, MEAN, STD), normalise(pair, MEAN, STD))
+    assert_same(model_input([image, np.array(image)], 32, MEAN, STD, "float32"), normalise(pair, MEAN, STD))
+    assert_same(model_input([image, np.array(image)], 32, MEAN, STD, "uint8"), pair)
     monkeypatch.setattr("hpdval_edge.kernels.compiled.MISSING", "no module")
     assert_same(resize_squash(image, 32), expected)
     with pytest.raises(ValueError, match="backend 'cpu' cannot take this picture: no module"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hpdval_edge.bundle import Bundle, Calibration
-from hpdval_edge.images import normalise
+from hpdval_edge.images import model_input
 from hpdval_edge.progress import progress
 from hpdval_edge.runtimes import Engine
 from hpdval_edge.training.dataset import LabelledImages
@@ -31,9 +31,10 @@ def model_scorer(model: DualView, device: torch.device) -> Scorer:
 
 def engine_scorer(bundle: Bundle, engine: Engine) -> Scorer:
     """Scores of a bundle's engine: uint8 [B, S, S, 3] -> float32 [B, C], in the bundle's precision."""
+    manifest = bundle.manifest
 
     def score(pixels: np.ndarray) -> np.ndarray:
-        return engine(normalise(pixels, bundle.manifest.mean, bundle.manifest.std))[0]
+        return engine(model_input(pixels, manifest.image_size, manifest.mean, manifest.std, manifest.input))[0]
 
     return score
 

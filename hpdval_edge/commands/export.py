@@ -16,6 +16,9 @@ def export(
     to: Annotated[
         str, typer.Option(help="onnx, pt2 (torch.export), torchscript (deprecated by PyTorch), comma-separated.")
     ] = "onnx",
+    input_: Annotated[
+        str, typer.Option("--input", help="float32, float16 or uint8 (levels; normalised inside the model).")
+    ] = "float32",
     target: Annotated[
         str, typer.Option(help="Chips to put GPU kernels into the bundle for, e.g. sm_87,sm_110, or all.")
     ] = "",
@@ -30,7 +33,7 @@ def export(
 
       hpedge export runs/birds --to onnx,pt2 --out birds.hpedge
 
-      hpedge export --fp16 --target sm_87
+      hpedge export --fp16 --input uint8 --target sm_87
     """
     from hpdval_edge.config import PROJECT_FILE, load_config
 
@@ -39,7 +42,9 @@ def export(
     module = import_from("train,export", "export.export")
     find_run = import_from("train,export", "training.run_folder").find_run
     targets = tuple(part.strip() for part in to.split(",") if part.strip())
-    report = module.export(find_run(run), precision=precision, targets=targets, out=out, chips=target)
+    report = module.export(
+        find_run(run), precision=precision, targets=targets, out=out, chips=target, image_dtype=input_
+    )
     if json_:
         fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels")
         typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
