@@ -21,7 +21,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: $(BUILT_FROM) | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[train,export,dev]'
+	$(BIN)/python -m pip install -e '.[train,export,rtx,dev]'
 	touch $@ .venv/installed-run
 
 demo: .venv/installed-run

@@ -11,8 +11,6 @@ from hpdval_edge.machine import Machine
 from hpdval_edge.platforms import (
     CHIPS,
     JETPACKS,
-    RTX_CAPABILITIES,
-    RTX_HEAD_MODES,
     Chip,
     JetPack,
     Version,
@@ -21,19 +19,21 @@ from hpdval_edge.platforms import (
     find_jetpack,
     head_modes,
     parse_version,
+    rtx_head_modes,
     tensorrt_notes,
 )
 from hpdval_edge.runtimes import BACKENDS, PLANNED
 
 # What `hpedge export` writes; int8 is not in this version.
 PRECISIONS = ("fp32", "fp16")
-# Distributions of which a backend needs one, and what installs it.
+# Distributions of which a backend on the CPU needs one, and what installs it.
 NEEDS = {
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "hpdval-edge"),
     "torchscript": (("torch",), "'hpdval-edge[export]'"),
     "pt2": (("torch",), "'hpdval-edge[export]'"),
 }
 OLDEST_PYTHON = (3, 10)
+OLDEST_TENSORRT = (10, 0)
 MOUNT = "-v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
 NOT_YET = "not in this version yet"
 
@@ -52,11 +52,11 @@ def diagnose(machine: Machine, bundle: Bundle | None = None) -> dict[str, Any]:
         "sm": [f"sm_{capability}" for capability in capabilities],
     }
     notes = [*machine.problems, *_board_notes(machine, jetpack, chip), *_tensorrt_notes(machine, jetpack, capabilities)]
-    backends = list(_backends(machine))
+    backends = [*_backends(machine), *_gpu_backends(machine, capabilities)]
     return {
         "machine": asdict(machine),
         "board": board,
-        "backends": [*backends, *_planned(machine, capabilities)],
+        "backends": [*backends, *_planned()],
         "notes": notes,
         "install": list(_install(machine, jetpack)),
         "bundle": bundle and _bundle(bundle, backends, jetpack, capabilities),
@@ -69,11 +69,13 @@ def _capabilities(machine: Machine, chip: Chip | None) -> list[int]:
 
 
 def _backends(machine: Machine) -> Iterator[dict[str, Any]]:
-    for backend in BACKENDS:
-        packages, install = NEEDS[backend.name]
-        found = next((f"{name} {machine.packages[name]}" for name in packages if name in machine.packages), None)
+    """What runs bundles on the CPU."""
+    for name, (packages, install) in NEEDS.items():
+        found = next(
+            (f"{package} {machine.packages[package]}" for package in packages if package in machine.packages), None
+        )
         yield {
-            "name": backend.name,
+            "name": name,
             "works": found is not None,
             "with": found,
             "reason": None if found else f"needs {packages[0]}: pip install {install}",
@@ -83,29 +85,51 @@ def _backends(machine: Machine) -> Iterator[dict[str, Any]]:
         }
 
 
-def _planned(machine: Machine, capabilities: list[int]) -> Iterator[dict[str, Any]]:
-    """What this version does not run yet, and how the head could be carried by what is installed of it."""
+def _gpu_backends(machine: Machine, capabilities: list[int]) -> Iterator[dict[str, Any]]:
+    """What builds engines and runs them on the GPU."""
+    for found in machine.tensorrt:
+        version = parse_version(found.version)
+        reason = _lacks_for_tensorrt(machine, version, found.module, capabilities)
+        yield _gpu_row("tensorrt", f"TensorRT {dotted(version)}", head_modes(version, capabilities), reason)
+    if not machine.tensorrt:
+        yield _gpu_row("tensorrt", None, {}, "TensorRT was not found")
+    packages = [package for package in machine.packages if package.startswith("tensorrt-rtx")]
+    if packages:
+        title = f"{packages[0]} {machine.packages[packages[0]]}"
+        reason = _lacks_for_engines(machine, capabilities)
+        yield _gpu_row("tensorrt-rtx", title, rtx_head_modes(capabilities), reason)
+    else:
+        yield _gpu_row("tensorrt-rtx", None, {}, "needs tensorrt-rtx-cu13: pip install 'hpdval-edge[rtx]'")
+
+
+def _gpu_row(name: str, title: str | None, modes: dict[str, str | None], reason: str | None) -> dict[str, Any]:
+    able = None in modes.values()
+    if reason is None and not able:
+        reason = next(iter(modes.values()))
+    row = {"name": name, "works": reason is None, "with": title, "reason": reason}
+    return {**row, "precisions": list(PRECISIONS) if able else [], "head_modes": modes}
+
+
+def _lacks_for_tensorrt(machine: Machine, version: Version, module: bool, capabilities: list[int]) -> str | None:
+    if version < OLDEST_TENSORRT:
+        return f"needs TensorRT {dotted(OLDEST_TENSORRT)} or later, which keeps a graph's own types"
+    if not module:
+        return "its Python module is not installed here (apt: python3-libnvinfer)"
+    return _lacks_for_engines(machine, capabilities)
+
+
+def _lacks_for_engines(machine: Machine, capabilities: list[int]) -> str | None:
+    if not capabilities:
+        return "no NVIDIA GPU was found"
+    if not {"cuda-python", "cuda-bindings"} & machine.packages.keys():
+        return "needs cuda-python: pip install 'hpdval-edge[tensorrt]'"
+    return None
+
+
+def _planned() -> Iterator[dict[str, Any]]:
+    """What this version does not run yet."""
     for name in PLANNED:
-        engines: list[tuple[str | None, dict[str, str | None]]] = []
-        if name == "tensorrt":
-            engines = [
-                (f"TensorRT {dotted(version)}", head_modes(version, capabilities))
-                for version in (parse_version(found.version) for found in machine.tensorrt)
-            ]
-        elif name == "tensorrt-rtx":
-            packages = [package for package in machine.packages if package.startswith("tensorrt-rtx")]
-            engines = [(f"{packages[0]} {machine.packages[packages[0]]}", _rtx_modes(capabilities))] if packages else []
-        for engine, modes in engines or [(None, {})]:
-            able = None in modes.values()
-            row = {"name": name, "works": False, "with": engine, "reason": NOT_YET}
-            yield {**row, "precisions": list(PRECISIONS) if able else [], "head_modes": modes}
-
-
-def _rtx_modes(capabilities: list[int]) -> dict[str, str | None]:
-    missing = [capability for capability in capabilities if capability not in RTX_CAPABILITIES]
-    known = ", ".join(f"sm_{capability}" for capability in RTX_CAPABILITIES)
-    reason = f"TensorRT-RTX runs on {known} only" if missing or not capabilities else None
-    return {**dict.fromkeys(RTX_HEAD_MODES, reason), "qdp-aot": reason or "TensorRT-RTX has no such plugins"}
+        yield {"name": name, "works": False, "with": None, "reason": NOT_YET, "precisions": [], "head_modes": {}}
 
 
 def _board_notes(machine: Machine, jetpack: JetPack | None, chip: Chip | None) -> Iterator[str]:
@@ -154,7 +178,7 @@ def _tensorrt_notes(machine: Machine, jetpack: JetPack | None, capabilities: lis
     if jetpack and jetpack.python and ours and ours != jetpack.python and not importable:
         yield (
             f"JetPack {jetpack.name}'s TensorRT module is for Python {dotted(jetpack.python)}, this is {dotted(ours)}; "
-            "a later hpedge with TensorRT will need that Python."
+            "install hpedge into that Python, in a virtual environment made with --system-site-packages."
         )
 
 
@@ -163,7 +187,7 @@ def _install(machine: Machine, jetpack: JetPack | None) -> Iterator[str]:
         yield "pip install hpdval-edge, which brings onnxruntime: bundles run on the CPU with it."
     if machine.l4t and not machine.tensorrt:
         brings = f"; JetPack {jetpack.name} brings {dotted(jetpack.tensorrt)}" if jetpack and jetpack.tensorrt else ""
-        yield f"sudo apt install nvidia-jetpack, for TensorRT (not found{brings}); this version does without."
+        yield f"sudo apt install nvidia-jetpack, for TensorRT (not found{brings}); on the CPU hpedge does without."
 
 
 def _bundle(

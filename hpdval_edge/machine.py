@@ -17,7 +17,7 @@ from pathlib import Path
 from hpdval_edge.platforms import CHIPS, Version, parse_version
 
 PACKAGES = (
-    *("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "triton"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "triton", "cuda-python", "cuda-bindings"),
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings"),
     *("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
 )

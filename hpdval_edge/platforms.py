@@ -173,6 +173,14 @@ def head_modes(version: Version, capabilities: Sequence[int]) -> dict[str, str |
     return {mode.name: lacks[0] if lacks else mode.refuses(version) for mode in HEAD_MODES}
 
 
+def rtx_head_modes(capabilities: Sequence[int]) -> dict[str, str | None]:
+    """As `head_modes`, for TensorRT-RTX; no capabilities stand for a machine without a GPU."""
+    missing = [capability for capability in capabilities if capability not in RTX_CAPABILITIES]
+    known = ", ".join(f"sm_{capability}" for capability in RTX_CAPABILITIES)
+    reason = f"TensorRT-RTX runs on {known} only" if missing or not capabilities else None
+    return {**dict.fromkeys(RTX_HEAD_MODES, reason), "qdp-aot": reason or "TensorRT-RTX has no such plugins"}
+
+
 def tensorrt_notes(version: Version, capabilities: Sequence[int]) -> list[str]:
     """What a user of TensorRT ``version`` on GPUs of ``capabilities`` should know."""
     return [

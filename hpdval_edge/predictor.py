@@ -12,7 +12,7 @@ from PIL import Image
 from hpdval_edge.bundle import Bundle, load_bundle
 from hpdval_edge.errors import UsageError
 from hpdval_edge.images import model_input, open_rgb
-from hpdval_edge.runtimes import load_engine
+from hpdval_edge.runtimes import EngineOptions, load_engine
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -48,6 +48,7 @@ class Predictor:
         threshold: ``fitted`` takes the bundle's own, fitted on validation; a number serves all labels alike.
         top: choose the N best labels instead, whatever their scores.
         threads: CPU threads, 0 for the engine's own choice.
+        build: whether a TensorRT engine that is not there yet may be built now, which takes minutes.
 
     Warns:
         PrecisionWarning: the bundle's thresholds and calibration were fitted at another precision.
@@ -61,9 +62,10 @@ class Predictor:
         threshold: str | float = "fitted",
         top: int | None = None,
         threads: int = 0,
+        build: bool = True,
     ) -> None:
         self.bundle = model if isinstance(model, Bundle) else load_bundle(model)
-        self.engine = load_engine(self.bundle, backend, threads)
+        self.engine = load_engine(self.bundle, backend, EngineOptions(threads, build))
         warn_of_precision(self.bundle)
         self.top = top
         self.thresholds = _thresholds(threshold, self.bundle.thresholds)

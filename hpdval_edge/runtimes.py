@@ -1,5 +1,6 @@
 """Engines that run a bundle's model. Each takes pictures and the text banks, and gives scores."""
 
+import importlib.util
 import io
 import warnings
 from abc import ABC, abstractmethod
@@ -12,7 +13,15 @@ import numpy as np
 from hpdval_edge.bundle import MODEL, PT2, TORCHSCRIPT, Bundle
 from hpdval_edge.errors import BadData, MissingDependency, UsageError
 
-PLANNED = ("openvino", "tensorrt", "tensorrt-rtx")
+PLANNED = ("openvino",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """threads: of the CPU, 0 for the engine's own choice. build: whether TensorRT may build an engine now."""
+
+    threads: int = 0
+    build: bool = True
 
 
 class Engine(Protocol):
@@ -30,13 +39,13 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = options.threads
         # 3: errors only; its warnings about nodes left on the CPU would land between the user's lines.
-        options.log_severity_level = 3
+        session.log_severity_level = 3
         failures = (
             onnxruntime.capi.onnxruntime_pybind11_state.Fail,
             onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
@@ -44,7 +53,7 @@ class OnnxRuntimeEngine:
             onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
         )
         try:
-            self.session = onnxruntime.InferenceSession(bundle.read(MODEL), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(bundle.read(MODEL), session, providers=["CPUExecutionProvider"])
         except failures as error:
             raise BadData(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.path}/{MODEL}: {error}."
@@ -62,15 +71,15 @@ class TorchEngine(ABC):
     name: str
     file: str
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         try:
             import torch
         except ImportError:
             raise MissingDependency(
                 f"backend {self.name} needs PyTorch: pip install 'hpdval-edge[export]'; or use --backend onnxruntime."
             ) from None
-        if threads:
-            torch.set_num_threads(threads)
+        if options.threads:
+            torch.set_num_threads(options.threads)
         with warnings.catch_warnings():
             # PyTorch deprecates TorchScript; `hpedge export --help` says so, a warning here helps nobody.
             warnings.simplefilter("ignore")
@@ -113,11 +122,12 @@ class Pt2Engine(TorchEngine):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A way to run a bundle: ``refuses`` says why it cannot, or None."""
+    """A way to run a bundle: ``refuses`` says why it cannot, or None; ``lacks`` the same of the machine."""
 
     name: str
-    load: Callable[[Bundle, int], Engine]
+    load: Callable[[Bundle, EngineOptions], Engine]
     refuses: Callable[[Bundle], str | None]
+    lacks: Callable[[], str | None] = lambda: None
 
 
 def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
@@ -127,31 +137,66 @@ def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
     return refuses
 
 
+def _load_tensorrt(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
+    def load(bundle: Bundle, options: EngineOptions) -> Engine:
+        from hpdval_edge.trt.build import BuildOptions, build_engine
+        from hpdval_edge.trt.engine import TensorRTEngine
+        from hpdval_edge.trt.flavour import load_flavour
+
+        built = build_engine(bundle, BuildOptions(name), allow=options.build)
+        return TensorRTEngine(bundle, built.plan, load_flavour(name))
+
+    return load
+
+
+def _lacks_tensorrt(name: str) -> Callable[[], str | None]:
+    def lacks() -> str | None:
+        from hpdval_edge.trt.cuda import open_cuda
+        from hpdval_edge.trt.flavour import MODULES, REMEDIES
+
+        if importlib.util.find_spec(MODULES[name]) is None:
+            return f"its Python module {MODULES[name]} is not installed; {REMEDIES[name]}"
+        try:
+            open_cuda()
+        except MissingDependency as error:
+            return str(error).rstrip(".")
+        return None
+
+    return lacks
+
+
+# Fastest first.
 BACKENDS = (
+    Backend("tensorrt", _load_tensorrt("tensorrt"), lambda bundle: None, _lacks_tensorrt("tensorrt")),
+    Backend("tensorrt-rtx", _load_tensorrt("tensorrt-rtx"), lambda bundle: None, _lacks_tensorrt("tensorrt-rtx")),
     Backend("onnxruntime", OnnxRuntimeEngine, _needs_file(MODEL, "--to onnx")),
     Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),
     Backend("pt2", Pt2Engine, _needs_file(PT2, "--to pt2")),
 )
 
 
-def load_engine(bundle: Bundle, backend: str = "auto", threads: int = 0) -> Engine:
+def load_engine(bundle: Bundle, backend: str = "auto", options: EngineOptions | None = None) -> Engine:
     """Load ``bundle`` with the named backend, or with the first that takes it; a named one never falls back.
 
-    Args:
-        threads: CPU threads, 0 for the engine's own choice.
-
     Raises:
-        UsageError: unknown backend, or a named one that refuses, with its reason.
-        MissingDependency: a backend's package is absent, or it is not part of this version.
+        UsageError: unknown backend, or a named one that refuses the bundle, with its reason.
+        MissingDependency: a named backend's package or device is absent, or it is not part of this version.
     """
     if backend in PLANNED:
         raise MissingDependency(f"backend {backend!r} is not in this version yet; use onnxruntime.")
+    known = [candidate.name for candidate in BACKENDS]
+    if backend not in ("auto", *known):
+        raise UsageError(f"backend {backend!r} is not one of auto, {', '.join(known)}.")
     reasons = []
     for candidate in BACKENDS:
-        if backend in ("auto", candidate.name):
-            reason = candidate.refuses(bundle)
-            if reason is None:
-                return candidate.load(bundle, threads)
+        if backend not in ("auto", candidate.name):
+            continue
+        if lack := candidate.lacks():
+            if backend != "auto":
+                raise MissingDependency(f"backend {backend}: {lack}.")
+            reasons.append(f"{candidate.name}: {lack}")
+        elif reason := candidate.refuses(bundle):
             reasons.append(f"{candidate.name}: {reason}")
-    known = ", ".join(candidate.name for candidate in BACKENDS)
-    raise UsageError("; ".join(reasons) + "." if reasons else f"backend {backend!r} is not one of auto, {known}.")
+        else:
+            return candidate.load(bundle, options or EngineOptions())
+    raise UsageError("; ".join(reasons) + ".")

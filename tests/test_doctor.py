@@ -113,7 +113,10 @@ def test_orin_on_jetpack_6_2(record):
     (engine,) = facts["tensorrt"]
     assert (engine["version"], engine["source"]) == ("10.3.0.30-1+cuda12.5", "dpkg libnvinfer10")
     row = tensorrt_row(report)
-    assert (row["works"], row["reason"], row["precisions"]) == (False, "not in this version yet", ["fp32", "fp16"])
+    assert (row["works"], row["reason"], row["precisions"]) == (
+        *(False, "its Python module is not installed here (apt: python3-libnvinfer)"),
+        ["fp32", "fp16"],
+    )
     assert row["head_modes"] == {"onnx": None, "plugin-so": None, "qdp-aot": "needs TensorRT 10.9 or later"}
     assert any("25W" in note and "nvpmodel -m 2" in note for note in report["notes"])
     assert any("issue 4723" in note for note in report["notes"])
@@ -225,7 +228,7 @@ def test_another_python_than_jetpacks_is_told(record):
 
 
 def test_every_backend_has_its_packages_listed():
-    assert set(NEEDS) == {backend.name for backend in BACKENDS}
+    assert {*NEEDS, "tensorrt", "tensorrt-rtx"} == {backend.name for backend in BACKENDS}
 
 
 @pytest.fixture
@@ -292,8 +295,8 @@ def test_command_prints_one_screen(run_hpedge, record, tiny_bundle):
     words = " ".join(out.split())
     assert "software L4T R36.4.3, JetPack 6.2" in words
     assert "power mode 25W (of 0 15W, 1 25W, 2 MAXN_SUPER)" in words
-    assert "tensorrt not in this version yet; TensorRT 10.3.0.30 could run fp32 and fp16 bundles" in words
-    assert "head as onnx or plugin-so; not as qdp-aot: needs TensorRT 10.9 or later" in words
+    assert "tensorrt its Python module is not installed here (apt: python3-libnvinfer); TensorRT 10.3.0.30" in words
+    assert "could run fp32 and fp16 bundles, head as onnx or plugin-so; not as qdp-aot: needs TensorRT 10.9" in words
     assert "onnxruntime needs onnxruntime: pip install hpdval-edge; then fp32 and fp16 bundles run" in words
     assert "(fp16) does not run here yet: needs onnxruntime: pip install" in words
 

@@ -94,24 +94,26 @@ def _power(facts: dict[str, Any]) -> str:
 def _backend_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for row in report["backends"]:
         bundles = f"{' and '.join(row['precisions'])} bundles"
-        if row["works"]:
+        if row["works"] and row["name"].startswith("tensorrt"):
+            yield row["name"], _modes(row, bundles, "runs")
+        elif row["works"]:
             yield row["name"], f"runs {bundles} on the CPU ({row['with']}), head as onnx"
         elif row["head_modes"] and row["with"]:
-            yield row["name"], f"{row['reason']}; {_modes(row, bundles)}"
+            yield row["name"], f"{row['reason']}; {_modes(row, bundles, 'could run')}"
         else:
             yield row["name"], row["reason"] + (f"; then {bundles} run on the CPU" if row["precisions"] else "")
 
 
-def _modes(row: dict[str, Any], bundles: str) -> str:
+def _modes(row: dict[str, Any], bundles: str, verb: str) -> str:
     able = [mode for mode, reason in row["head_modes"].items() if reason is None]
     unable = {reason: [] for reason in row["head_modes"].values() if reason}
     for mode, reason in row["head_modes"].items():
         if reason:
             unable[reason].append(mode)
     if not able:
-        return f"{row['with']} could run none: {', '.join(unable)}"
+        return f"{row['with']} {verb} none: {', '.join(unable)}"
     not_as = "".join(f"; not as {', '.join(modes)}: {reason}" for reason, modes in unable.items())
-    return f"{row['with']} could run {bundles}, head as {' or '.join(able)}{not_as}"
+    return f"{row['with']} {verb} {bundles}, head as {' or '.join(able)}{not_as}"
 
 
 def _advice_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -124,4 +126,4 @@ def _advice_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "bundle", f"{bundle['path']} ({bundle['precision']}) {verdict}"
         yield from (("", gpu["text"]) for gpu in bundle["gpu"])
         if bundle["gpu"]:
-            yield "", "this version runs bundles on the CPU; GPU kernels are for TensorRT, which is not in it yet."
+            yield "", "GPU kernels serve TensorRT; on the CPU the head is plain ONNX."

@@ -11,13 +11,18 @@ from hpdval_edge.errors import UsageError
 def infer(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle; else the last export.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, onnxruntime, torchscript or pt2.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime, torchscript or pt2.")
+    ] = None,
     threshold: Annotated[str | None, typer.Option(help="'fitted' (on validation) or one score for all labels.")] = None,
     top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
     format_: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
     overlay: Annotated[Path | None, typer.Option(help="Folder for pictures with labels and heat maps.")] = None,
     batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
+    build: Annotated[
+        bool, typer.Option("--build/--no-build", help="Build the TensorRT engine where there is none yet.")
+    ] = True,
 ) -> None:
     """Name what pictures show. A folder is searched for pictures; a bad picture is reported and the rest goes on.
 
@@ -42,6 +47,7 @@ def infer(
         threshold=threshold or project.threshold,
         top=top,
         threads=threads,
+        build=build,
     )
     failed = module.infer(predictor, images, format_=format_, overlay=overlay, batch=batch)
     raise typer.Exit(3 if failed else 0)

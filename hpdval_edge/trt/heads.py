@@ -1,0 +1,72 @@
+"""Which carrier of the dual-view head an engine gets: PTX inside it, a plugin's library, or plain operators."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpdval_edge import kernels
+from hpdval_edge.bundle import Bundle
+from hpdval_edge.errors import HpedgeError, UsageError
+from hpdval_edge.trt.flavour import Flavour
+from hpdval_edge.trt.kernel_files import KernelFile, find_kernels
+
+# Fastest first; plain operators are the reference and always there.
+MODES = ("qdp-aot", "plugin-so", "onnx")
+LIBRARY = "libhpedge_head_plugin.so"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A chosen carrier. kernels: those it may launch. library: the plugin's, of mode plugin-so."""
+
+    mode: str
+    kernels: tuple[KernelFile, ...] = ()
+    library: Path | None = None
+
+
+def choose_head(flavour: Flavour, bundle: Bundle, wanted: str, capabilities: Sequence[int], dtype: str) -> Head:
+    """The first of `MODES` that works, or the one that is ``wanted``, which never falls back.
+
+    Args:
+        wanted: auto or one of `MODES`.
+        dtype: of the head's inputs, fp16 or fp32.
+
+    Raises:
+        UsageError: an unknown mode, or one that does not work here, with the reason.
+    """
+    if wanted not in ("auto", *MODES):
+        raise UsageError(f"--head {wanted!r} is not one of auto, {', '.join(MODES)}.")
+    supported = flavour.head_modes(capabilities)
+    reasons = []
+    for mode in MODES if wanted == "auto" else (wanted,):
+        reason = supported[mode]
+        if reason is None:
+            try:
+                return _head(mode, bundle, min(capabilities), dtype)
+            except HpedgeError as error:
+                reason = str(error).rstrip(".")
+        reasons.append(f"--head {mode}: {reason}")
+    raise UsageError("; ".join(reasons) + ".")
+
+
+def _head(mode: str, bundle: Bundle, capability: int, dtype: str) -> Head:
+    if mode == "onnx":
+        return Head(mode)
+    library = plugin_library() if mode == "plugin-so" else None
+    found = find_kernels(bundle, capability, dtype=dtype, patch_scores=True, kind="ptx")
+    return Head(mode, found, library)
+
+
+def plugin_library() -> Path:
+    """The plugin's shared library, which is built where TensorRT's headers are.
+
+    Raises:
+        UsageError: it was not built with this installation.
+    """
+    for folder in kernels.__path__:
+        if (path := Path(folder, LIBRARY)).is_file():
+            return path
+    raise UsageError(
+        f"{LIBRARY} was not built; install hpdval-edge from source with -C cmake.define.HPEDGE_TENSORRT_PLUGIN=ON "
+        "(docs/tensorrt.md)"
+    )
