@@ -1,8 +1,9 @@
-"""The TensorRT plugin without TensorRT and without a GPU: how it calls the CUDA driver, a test double of which
-computes the head on the CPU (tests/cpp/fake_libcuda.cpp), and what it refuses. test_plugin_rtx.py has a real TensorRT
-library load it.
+"""The TensorRT plugin without TensorRT: how it calls the CUDA driver, a test double of which computes the head on the
+CPU (tests/cpp/fake_libcuda.cpp), what it refuses, and, where there is a GPU, the real driver and the real kernel.
+test_plugin_rtx.py has a real TensorRT library load it.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -88,7 +89,7 @@ class Call:
     def run(self, cuda=None):
         """Exit code and what was printed; ``cuda`` holds libcuda.so.1, the test double otherwise."""
         keys = [f"{name}={value}" for name, value in self.keys.items() if value is not None]
-        environment = {"LD_LIBRARY_PATH": str(cuda or self.built / "fake")}
+        environment = {"LD_LIBRARY_PATH": str(self.built / "fake" if cuda is None else cuda)}
         plugin = self.built / "libhpedge_head_plugin.so"
         done = run(self.built / "driver", plugin, self.folder, *keys, env=environment)
         assert not done.stderr, done.stderr
@@ -96,6 +97,17 @@ class Call:
 
     def output(self, name, suffix=""):
         return np.fromfile(self.folder / (name + suffix), np.float32).reshape(self.shapes[name])
+
+
+def check_outputs(driver, *, k, alpha, atol):
+    """Against the specification, for every thread that ran."""
+    arrays = (x.astype(np.float32) for x in driver.inputs.values())
+    expected = dual_view_scores(*arrays, k=k, alpha=alpha, backend="numpy", return_patch_scores=True)
+    threads = driver.keys.get("run_threads", 1) * driver.keys.get("run_contexts", 1)
+    for suffix in ("", *map(str, range(1, threads))):
+        np.testing.assert_allclose(driver.output("scores", suffix), expected[0], atol=atol)
+        if driver.keys["patch_scores"]:
+            np.testing.assert_allclose(driver.output("patch_scores", suffix), expected[1], atol=atol)
 
 
 @pytest.fixture
@@ -117,11 +129,7 @@ def test_scores(call, dtype, patch_scores, sizes, k, alpha):
     driver = call(data=dtype, patch_scores=patch_scores, sizes=sizes, topk=k, alpha=alpha)
     code, printed = driver.run()
     assert code == 0, printed
-    expected = dual_view_scores(*(x.astype(np.float32) for x in driver.inputs.values()), k=k, alpha=alpha,
-                                backend="numpy", return_patch_scores=True)  # fmt: skip
-    np.testing.assert_allclose(driver.output("scores"), expected[0], atol=1e-6)
-    if patch_scores:
-        np.testing.assert_allclose(driver.output("patch_scores"), expected[1], atol=1e-6)
+    check_outputs(driver, k=k, alpha=alpha, atol=1e-6)
 
 
 def test_launch(call):
@@ -158,8 +166,7 @@ def test_threads_share_a_module_and_contexts_do_not(call):
     assert code == 0, printed
     assert re.findall(r"in context (\d)", printed) == ["1", "2"]
     assert printed.count("launch") == 8
-    for suffix in range(1, 8):
-        np.testing.assert_array_equal(driver.output("scores", str(suffix)), driver.output("scores"))
+    check_outputs(driver, k=3, alpha=0.4, atol=1e-6)
 
 
 def test_nothing_is_launched_for_nothing(call):
@@ -276,3 +283,28 @@ def test_a_driver_that_is_too_old(call, tmp_path):
     code, printed = call().run(tmp_path / "old")
     assert code == 1
     assert "libcuda.so.1 has no cuCtxGetId; it belongs to a driver older than CUDA 12.0, install a newer" in printed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("patch_scores", [0, 1])
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_on_the_gpu(call, tmp_path, monkeypatch, dtype, patch_scores):
+    """The PTX of sm_80 through the real driver, in two contexts and from two threads."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    from hpdval_edge.export import aot
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {"targets": "sm_80", "dtype": dtype, "width": 24, "patches": 64, "patch_scores": bool(patch_scores)}
+    (entry,) = aot.build(**options, out=tmp_path / "kernels").manifest["kernels"]
+    launch = entry["launch"]
+    sizes = {"images": 3, "patches": 49, "classes": 37}
+    keys = {"block_c": entry["constants"]["BLOCK_C"], "threads": launch["block"][0], "entry": launch["entry"]}
+    keys |= {"shared_bytes": launch["shared_bytes"], "max_patches": launch["max_patches"]}
+    driver = call(data=dtype, sizes=sizes, patch_scores=patch_scores, run_threads=2, run_contexts=2, **keys)
+    driver.kernel((tmp_path / "kernels" / entry["ptx"]["file"]).read_text())
+    code, printed = driver.run(os.environ.get("LD_LIBRARY_PATH", ""))
+    assert code == 0, printed
+    check_outputs(driver, k=3, alpha=0.4, atol=1e-5)
