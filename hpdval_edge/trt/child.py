@@ -109,8 +109,9 @@ def _until(lines: "queue.Queue[bytes | None]", started: float, timeout_s: float)
 
 
 def _read(stream: Any, lines: "queue.Queue[bytes | None]") -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 

@@ -70,7 +70,7 @@ def with_head_node(model: "ModelProto", kernel: KernelFile, *, topk: int, alpha:
             NODE, [*BORDER, *banks], outputs, name="dual_view_scores", domain=DOMAIN,
             plugin_version="1", plugin_namespace=DOMAIN, topk=topk, alpha=alpha, patch_scores=int(kernel.patch_scores),
             kernel=kernel.data, entry=kernel.entry, block_c=kernel.block_c, threads=kernel.threads,
-            shared_bytes=kernel.shared_bytes, max_patches=kernel.max_patches, width=kernel.width,
+            shared_bytes=kernel.shared_bytes, max_patches=kernel.max_patches, width=kernel.width, dtype=kernel.dtype,
         )
     )  # fmt: skip
     del graph.output[:]
