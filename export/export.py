@@ -177,7 +177,14 @@ def _write_kernels(folder: Path, manifest: Manifest, chips: str) -> None:
     patches = manifest.grid[0] * manifest.grid[1]
     if patches > MAX_PATCHES:
         raise UsageError(f"the GPU kernels take at most {MAX_PATCHES:,} patches and this model has {patches:,}.")
-    aot.build(targets=chips, dtype=manifest.precision, width=manifest.embed_dim, patches=patches, out=folder)
+    aot.build(
+        targets=chips,
+        dtype=manifest.precision,
+        width=manifest.embed_dim,
+        patches=patches,
+        out=folder,
+        patch_scores=True,
+    )
 
 
 def _write_files(

@@ -214,7 +214,10 @@ def _job(request: _Request, graph: "ModelProto", plan: Path, level: int) -> Job:
         graph = graph_edits.with_head_node(graph, head.kernels[0], topk=manifest.topk, alpha=manifest.alpha)
         plugins = [str(head.library)]
     elif head.mode == "qdp-aot":
-        qdp = {"bundle": str(request.bundle.path), "capability": request.chips[0]}
+        graph = graph_edits.encoder_only(graph)
+        kernel = head.kernels[0]
+        options = {"dtype": kernel.dtype, "patch_scores": kernel.patch_scores}
+        qdp = {"bundle": str(request.bundle.path), "capability": request.chips[0], **options}
     onnx = plan.with_name(MODEL)
     onnx.write_bytes(graph.SerializeToString())
     request.folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpdval_edge.errors import HpedgeError
 from hpdval_edge.trt.flavour import Flavour, load_flavour
 
 # Words of TensorRT's messages about too little memory, from its log and from the driver's.
@@ -76,7 +77,10 @@ def build(job: Job) -> None:
     if job.qdp:
         from hpdval_edge.trt.qdp_head import add_head
 
-        add_head(trt, network, **job.qdp)
+        try:
+            add_head(trt, network, **job.qdp)
+        except HpedgeError as error:
+            raise BuildFailed(str(error).rstrip(".")) from error
     config = _configure(flavour, builder, network, job)
     started = time.monotonic()
     plan = builder.build_serialized_network(network, config)

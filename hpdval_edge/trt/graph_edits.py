@@ -51,23 +51,20 @@ def element_type(model: "ModelProto") -> str:
 def with_head_node(model: "ModelProto", kernel: KernelFile, *, topk: int, alpha: float) -> "ModelProto":
     """A copy in which one node of the plugin stands for the plain head, with the kernel inside its attributes.
 
-    Text banks stay float32 inputs and are cast to the head's type. Without ``kernel.patch_scores`` the model has one
-    output, scores.
+    Text banks stay float32 inputs; they and, on the float32 rung, the rows are cast to the kernel's type. Without
+    ``kernel.patch_scores`` the model has one output, scores.
     """
     from onnx import helper
 
     edited = encoder_only(model)
     graph = edited.graph
-    half = element_type(model) == "fp16"
-    banks = [f"{name}_half" if half else name for name in BANKS]
-    if half:
-        graph.node.extend(
-            helper.make_node("Cast", [name], [cast], to=FLOAT16) for name, cast in zip(BANKS, banks, strict=True)
-        )
+    wide = () if kernel.dtype == "fp32" else BANKS if element_type(model) == "fp16" else (*BORDER, *BANKS)
+    inputs = [f"{name}_half" if name in wide else name for name in (*BORDER, *BANKS)]
+    graph.node.extend(helper.make_node("Cast", [name], [f"{name}_half"], to=FLOAT16) for name in wide)
     outputs = ["scores", "patch_scores"] if kernel.patch_scores else ["scores"]
     graph.node.append(
         helper.make_node(
-            NODE, [*BORDER, *banks], outputs, name="dual_view_scores", domain=DOMAIN,
+            NODE, inputs, outputs, name="dual_view_scores", domain=DOMAIN,
             plugin_version="1", plugin_namespace=DOMAIN, topk=topk, alpha=alpha, patch_scores=int(kernel.patch_scores),
             kernel=kernel.data, entry=kernel.entry, block_c=kernel.block_c, threads=kernel.threads,
             shared_bytes=kernel.shared_bytes, max_patches=kernel.max_patches, width=kernel.width, dtype=kernel.dtype,

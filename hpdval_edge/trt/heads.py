@@ -42,19 +42,28 @@ def choose_head(flavour: Flavour, bundle: Bundle, wanted: str, capabilities: Seq
         reason = supported[mode]
         if reason is None:
             try:
-                return _head(mode, bundle, min(capabilities), dtype)
+                return _head(mode, bundle, capabilities, dtype)
             except HpedgeError as error:
                 reason = str(error).rstrip(".")
         reasons.append(f"--head {mode}: {reason}")
     raise UsageError("; ".join(reasons) + ".")
 
 
-def _head(mode: str, bundle: Bundle, capability: int, dtype: str) -> Head:
+def _head(mode: str, bundle: Bundle, capabilities: Sequence[int], dtype: str) -> Head:
     if mode == "onnx":
         return Head(mode)
-    library = plugin_library() if mode == "plugin-so" else None
-    found = find_kernels(bundle, capability, dtype=dtype, patch_scores=True, kind="ptx")
-    return Head(mode, found, library)
+    if mode == "qdp-aot":
+        return Head(mode, find_kernels(bundle, capabilities[0], dtype=dtype, patch_scores=True, kind="ptx"))
+    # A driver loads its chip's cubin whatever its age; only text serves several chips.
+    kinds = ("cubin", "ptx") if len(capabilities) == 1 else ("ptx",)
+    library, chip = plugin_library(), min(capabilities)
+    for kind in kinds:
+        try:
+            return Head(mode, find_kernels(bundle, chip, dtype=dtype, patch_scores=True, kind=kind), library)
+        except UsageError:
+            if kind == kinds[-1]:
+                raise
+    raise AssertionError("the last kind either returns or raises")
 
 
 def plugin_library() -> Path:
