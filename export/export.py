@@ -1,7 +1,7 @@
 """``hpedge export``: write a bundle from a run, verify it on real pictures, only then put it in its place."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hpdval_edge.bundle import (
     write_thresholds,
 )
 from hpdval_edge.errors import BadData, CheckFailed, UsageError
-from hpdval_edge.export import aot
+from hpdval_edge.export import aot, serving
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
 from hpdval_edge.images import INPUTS
@@ -43,7 +43,8 @@ from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.run_folder import RUNS, RunFolder, reported_weights
 from hpdval_edge.training.thresholds import parse_objective
 
-TARGETS = ("onnx", "torchscript", "pt2")
+ENGINES = ("onnx", "torchscript", "pt2")
+TARGETS = (*ENGINES, *serving.TARGETS)
 LAST_EXPORT = RUNS / "last-export"
 # Largest |score - float32 PyTorch's score| that an export may show on its golden pictures.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
@@ -53,7 +54,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
 class ExportReport:
     """What was written and how far each engine's scores lie from float32 PyTorch on ``pictures`` real pictures.
 
-    kernels: chips whose GPU kernels are inside, e.g. sm_87.
+    kernels: chips whose GPU kernels are inside, e.g. sm_87. served: folder of each server's target.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class ExportReport:
     pictures: int
     megabytes: float
     kernels: tuple[str, ...] = ()
+    served: dict[str, str] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
@@ -93,7 +95,8 @@ def export(
     """
     out = out or run.path / "model.hpedge"
     _check_request(targets, out, chips, image_dtype)
-    targets = tuple(dict.fromkeys(("onnx", *targets)))
+    servers = tuple(dict.fromkeys(target for target in targets if target in serving.TARGETS))
+    targets = tuple(dict.fromkeys(("onnx", *(target for target in targets if target in ENGINES))))
     model, labels, metadata = load_model(reported_weights(run))
     images = _golden_images(run)
     expected = model_scorer(model, torch.device("cpu"))(images)
@@ -113,7 +116,21 @@ def export(
     if refitted:
         run.write_json(THRESHOLDS, {**run.read_json(THRESHOLDS), precision: refitted})
     write_text(LAST_EXPORT if run.path.parent == RUNS else run.path.parent / LAST_EXPORT.name, f"{out}\n")
-    return replace(report, path=out)
+    return _serve(replace(report, path=out), servers)
+
+
+def _serve(report: ExportReport, servers: tuple[str, ...]) -> ExportReport:
+    """Write ``servers``' folders beside the bundle; the report with theirs."""
+    if not servers:
+        return report
+    bundle = load_bundle(report.path)
+    done = [serving.write(bundle, target, report.tolerance) for target in servers]
+    return replace(
+        report,
+        max_error={**report.max_error, **{served.target: served.max_error for served in done}},
+        label_flips={**report.label_flips, **{served.target: served.label_flips for served in done}},
+        served={served.target: str(served.path) for served in done},
+    )
 
 
 def _check_request(targets: tuple[str, ...], out: Path, chips: str, image_dtype: str) -> None:
@@ -121,14 +138,18 @@ def _check_request(targets: tuple[str, ...], out: Path, chips: str, image_dtype:
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise UsageError(
-            f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)} (TensorRT is not in this version yet)."
+            f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)}; TensorRT engines are made by `hpedge build`."
         )
     if image_dtype not in INPUTS:
         raise UsageError(f"--input {image_dtype!r} is not one of {', '.join(INPUTS)}.")
+    served = [target for target in targets if target in serving.TARGETS]
+    if served and image_dtype != "float32":
+        raise UsageError(f"--to {served[0]} takes models of --input float32 only, got {image_dtype}.")
     if out.suffix != ".hpedge":
         raise UsageError(f"--out {out} must end in .hpedge.")
     if out.exists() and not (out / MANIFEST).is_file():
         raise UsageError(f"--out {out} exists and is no bundle; choose another name.")
+    serving.check_folders(out, tuple(target for target in targets if target in serving.TARGETS))
     if chips:
         aot.check_targets(chips)
 

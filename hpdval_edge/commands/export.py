@@ -14,7 +14,11 @@ def export(
     run: Run = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half-precision weights, float32 where it matters.")] = False,
     to: Annotated[
-        str, typer.Option(help="onnx, pt2 (torch.export), torchscript (deprecated by PyTorch), comma-separated.")
+        str,
+        typer.Option(
+            help="onnx, pt2 (torch.export), torchscript (deprecated by PyTorch); triton-repo and deepstream, folders "
+            "beside the bundle for those servers; comma-separated."
+        ),
     ] = "onnx",
     input_: Annotated[
         str, typer.Option("--input", help="float32, float16 or uint8 (levels; normalised inside the model).")
@@ -34,6 +38,8 @@ def export(
       hpedge export runs/birds --to onnx,pt2 --out birds.hpedge
 
       hpedge export --fp16 --input uint8 --target sm_87
+
+      hpedge export --fp16 --to triton-repo
     """
     from hpdval_edge.config import PROJECT_FILE, load_config
 
@@ -46,7 +52,7 @@ def export(
         find_run(run), precision=precision, targets=targets, out=out, chips=target, image_dtype=input_
     )
     if json_:
-        fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels")
+        fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels", "served")
         typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
         return
     for engine, error in report.max_error.items():
@@ -56,4 +62,6 @@ def export(
         )
     if report.kernels:
         typer.echo(f"GPU kernels for {', '.join(report.kernels)} are inside, compiled and not run")
+    for server, folder in report.served.items():
+        typer.echo(f"{server} {folder}/ is written, not run in that server; README.md in it says how to start it")
     typer.echo(f"bundle {report.path} ({report.megabytes:.1f} MB) is verified; next: hpedge infer images/")
