@@ -133,7 +133,7 @@ def test_scores(call, dtype, patch_scores, sizes, k, alpha):
 
 
 def test_launch(call):
-    """Planted: threads and shared memory exchanged, the kernel's text cut by one, without its NUL; each failed."""
+    """Planted: threads and shared memory exchanged, the kernel's text cut by one; each failed."""
     driver = call(block_c=4, threads=256, shared_bytes=1024)
     code, printed = driver.run()
     assert code == 0, printed
@@ -188,7 +188,7 @@ REFUSED = {
     "images": ({"sizes": {"images": 65536, "patches": 1, "classes": 0}}, "65536 images and the kernel takes", "1 1"),
     "labels": ({"@text_local": "1:4,24"}, "patches [2, 7, 24], text_global [5, 24], text_local [4, 24]", "1 1"),
     "batch": ({"@patches": "1:1,7,24"}, "got cls [2, 24], patches [1, 7, 24]", "1 1"),
-    "rank": ({"@cls": "1:2,1,24"}, "inputs must be cls [B, E], patches [B, N, E], text_global [C, E]", "1 1"),
+    "rank": ({"@cls": "1:2,24,1"}, "inputs must be cls [B, E], patches [B, N, E], text_global [C, E]", "1 1"),
     # supportsFormatCombination has said so before.
     "dtype": ({"dtype": "fp32"}, "cls must be fp32, which the kernel takes, and is fp16; build the engine", "0 1"),
     "mixed": ({"@patches": "0:2,7,24"}, "patches must be fp16, which the kernel takes, and is fp32", "0 1"),

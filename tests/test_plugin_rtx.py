@@ -54,7 +54,8 @@ def test_library_shows_two_names_and_needs_no_other_library(plugin):
     symbols = run("readelf", "--dyn-syms", "--wide", plugin).stdout
     defined = [line.split()[-1] for line in symbols.splitlines() if re.search(r"(GLOBAL|WEAK) +DEFAULT +\d+ ", line)]
     assert {name for name in defined if not name.startswith("_Z")} == {"getCreators", "setLoggerFinder"}
-    assert not [name for name in defined if "hpdval" in name]
+    # Templates of the standard library may be there.
+    assert not [name for name in defined if re.match("_Z(TV|TI|TS)?NK?6hpdval", name)]
 
 
 NO_HEADERS = {
@@ -175,8 +176,8 @@ def build_engine(plugin, shim, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ptx", "cubin"])
 def test_an_engine_holds_the_plugin_and_its_kernel(build_engine, kernel, kind):
-    """Planted: two functions of the declarations exchanged (the process died), the kernel's field cut by a byte, scores
-    of the inputs' type; each failed."""
+    """Planted: a function of the declarations in another place (the process died), dimensions declared as int32, the
+    kernel's field cut by two bytes (the last is the parser's NUL), scores of the inputs' type; each failed."""
     values = attributes(kernel, kind)
     report, plan = build_engine(values)
     assert not report["errors"]
