@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from hpdval_edge.kernels import TextBank, head_cpu
 from hpdval_edge.kernels.head import numpy_scores
 
 WIDTH, K, ALPHA = 512, 32, 0.4
-RIVALS = ("numpy", "torch", "torch medium", "torch.compile", "ONNX Runtime", "OpenVINO")
+RIVALS = ("numpy", "torch", "torch medium", "torch.compile", "ONNX Runtime", "OpenVINO", "ours, int16")
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
 Engine = Callable[[], np.ndarray]
 
@@ -131,6 +132,8 @@ def make_engines(arrays: list[np.ndarray], rivals: list[str]) -> dict[str, Engin
     for name in rivals:
         if name == "numpy":
             engines[name] = numpy_engine(arrays)
+        elif name == "ours, int16":
+            engines[name] = partial(TextBank(*arrays[2:], precision="int16").scores, cls, patches, k=K, alpha=ALPHA)
         elif name.startswith("torch"):
             engines[name] = torch_engine(arrays, name)
         else:
@@ -139,7 +142,7 @@ def make_engines(arrays: list[np.ndarray], rivals: list[str]) -> dict[str, Engin
 
 
 def installed(rival: str) -> bool:
-    modules = {"torch": "torch", "ONNX": "onnxruntime", "OpenVINO": "openvino", "numpy": "numpy"}
+    modules = {"torch": "torch", "ONNX": "onnxruntime", "OpenVINO": "openvino", "numpy": "numpy", "ours": "numpy"}
     return importlib.util.find_spec(next(m for start, m in modules.items() if rival.startswith(start))) is not None
 
 

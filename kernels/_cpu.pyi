@@ -2,7 +2,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 class PackedText:
-    def __init__(self, text_global: NDArray[np.float32], text_local: NDArray[np.float32], isa: str) -> None: ...
+    def __init__(
+        self, text_global: NDArray[np.float32], text_local: NDArray[np.float32], isa: str, precision: str = "float32"
+    ) -> None: ...
 
 def isas() -> list[str]: ...
 def head(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Each further thread must bring this many multiply-adds, or waking it costs more than it saves.
 PRODUCTS_PER_THREAD = 1 << 22
+# In which the local view's text is held and multiplied.
+PRECISIONS = ("float32", "int16")
 
 
 def threads_for(products: int) -> int:
@@ -34,24 +36,33 @@ class TextBank:
     Args:
         text_global: [C, E], numpy or torch on the CPU, float32, float16 or bfloat16; text for the whole image.
         text_local: [C, E], text for a patch. Both are copied: 2 x C x E float32, rounded up to whole panels of classes.
+        precision: "float32", or "int16": the local view's unit rows, text and patches, are rounded to multiples of
+            1 / 32767 and multiplied as integers, which is faster where the head spends its time there (C >= 80), and
+            text_local takes half the memory. A cosine is off by at most sqrt(E) / 32767, by 1.3e-5 as a root mean
+            square; docs/kernels.md has figures. Only for instruction sets where it is faster: not on Arm.
 
     Attributes:
         classes: C.
         width: E.
         isa: Instruction set that the rows are packed for, see `compiled.instruction_set`.
+        precision: As given.
 
     Raises:
-        TypeError, ValueError: As `dual_view_scores`; HPEDGE_ISA names none that this machine has.
+        TypeError, ValueError: As `dual_view_scores`; HPEDGE_ISA names none that this machine has; an unknown precision,
+            or int16 where it would not be faster.
         ImportError: The compiled module is not there.
     """
 
-    def __init__(self, text_global: Array, text_local: Array) -> None:
+    def __init__(self, text_global: Array, text_local: Array, precision: str = "float32") -> None:
         if compiled.MISSING:
             raise ImportError(compiled.MISSING)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         check_arrays({"text_global": text_global, "text_local": text_local})
         self.classes, self.width = text_global.shape
         self.isa = compiled.instruction_set(_cpu.isas())
-        self._packed = _cpu.PackedText(_to_float32(text_global), _to_float32(text_local), self.isa)
+        self.precision = precision
+        self._packed = _cpu.PackedText(_to_float32(text_global), _to_float32(text_local), self.isa, precision=precision)
 
     def scores(
         self, cls: Array, patches: Array, k: int = 32, alpha: float = 0.4, return_patch_scores: bool = False

@@ -41,7 +41,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(_cpu, "isas", lambda: head)
         monkeypatch.setattr(_cpu, "preprocess_isas", lambda: preprocess)
 
-    def stop(*args):
+    def stop(*args, **options):
         raise AskedFor(*(arg for arg in args if isinstance(arg, str)))
 
     monkeypatch.setattr(_cpu, "PackedText", stop)

@@ -81,6 +81,7 @@ def test_cpp(tmp_path, program, build):
     printed = build_and_run(tmp_path, program, build)
     assert "generic: right" in printed
     assert "neon: right" in printed or (program, build.family) != ("head", "arm")
+    assert ("int16 too" in printed) == ((program, build.family) == ("head", "x86"))
 
 
 @pytest.mark.skipif(NATIVE != "x86", reason="needs x86-64")
@@ -91,4 +92,4 @@ def test_avx512_geometry_with_avx2_instructions(tmp_path, monkeypatch):
     """
     flags = ("-mavx2", "-mfma", "-Wno-psabi", "-D__builtin_cpu_supports(name)=true")
     monkeypatch.setitem(FILES["head"]["x86"], "head_avx512", flags)
-    assert "avx512: right" in build_and_run(tmp_path, "head", BUILDS["plain"])
+    assert "avx512: right, int16 too" in build_and_run(tmp_path, "head", BUILDS["plain"])

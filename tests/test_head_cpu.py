@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,13 @@ from hpdval_edge.kernels.head import numpy_scores
 from hpdval_edge.kernels.head_cpu import PRODUCTS_PER_THREAD, threads_for
 
 ISAS = _cpu.isas()
+ON_ARM = platform.machine() in ("aarch64", "arm64")
 TOLERANCE = 2e-6
+
+
+def int16_tolerance(width):
+    """The largest error that rounding two unit rows to multiples of 1 / 32767 can give a cosine."""
+    return TOLERANCE + np.sqrt(width) / 32767
 
 
 def make(shape, seed=0):
@@ -136,6 +143,79 @@ def test_a_text_bank_is_packed_once_and_scores_many_batches(isa):
     np.testing.assert_array_equal(tensor.numpy(), expected)
 
 
+def rounded_cosines(patches, text_local):
+    """[B, N, C]: what int16 makes of the cosines, from integers that float64 holds exactly."""
+    rows = [x.astype(np.float64) for x in (patches, text_local)]
+    whole = [np.rint(32767 * x / np.linalg.norm(x, axis=-1, keepdims=True)) for x in rows]
+    return whole[0] @ whole[1].T / 32767**2
+
+
+@pytest.mark.skipif(ON_ARM, reason="int16 is not faster on Arm and refused there")
+@pytest.mark.parametrize(
+    "shape", [(2, 9, n, 13) for n in range(1, 50)] + [(1, n, 33, 512) for n in range(1, 26)], ids=str
+)
+def test_int16_is_the_rounded_product_exactly(isa, shape):
+    """Every width of the last panel and every remainder of rows; text and patches differ by one rounding at most.
+
+    Planted: the second of a pair left out, rounding towards zero, the first pass's sums read as floats; each failed.
+    """
+    cls, patches, text_global, text_local = make(shape)
+    bank = TextBank(text_global, text_local, precision="int16")
+    assert bank.precision == "int16"
+    scores, cosines = bank.scores(cls, patches, k=5, return_patch_scores=True)
+    expected = rounded_cosines(patches, text_local)
+    # float32 may round a number halfway between two integers the other way: one step of one row, and seldom.
+    np.testing.assert_allclose(cosines, expected, atol=0.8 / 32767, rtol=0)
+    assert np.abs(cosines - expected).mean() < 5e-7
+    best = -np.sort(-cosines.astype(np.float64), axis=1)[:, :5].mean(axis=1)
+    whole, _ = numpy_scores(cls, patches, text_global, text_local, k=5, alpha=1.0)
+    np.testing.assert_allclose(scores, 0.4 * whole + 0.6 * best, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.skipif(ON_ARM, reason="int16 is not faster on Arm and refused there")
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 9, 31, 255, 511, 512, 513, 1026, 1153])
+@pytest.mark.parametrize("rows", ["gaussian", "one-hot", "constant", "one large"])
+def test_int16_error_is_as_stated(isa, rows, width):
+    """At most sqrt(E) / 32767 whatever the rows, 1.3e-5 as a root mean square of random ones, and no overflow.
+
+    Planted: 65535 for 32767 (one-hot rows overflow), depth rounded down (odd widths lose a number); both failed.
+    """
+    arrays = make((2, 40, 30, width))
+    if rows != "gaussian":
+        for x in arrays:
+            flat = x.reshape(-1, width)
+            flat[:] = 1 if rows == "constant" else flat * (1e-3 if rows == "one large" else 0)
+            flat[np.arange(len(flat)), np.arange(len(flat)) % width] += rows != "constant"
+    bank = TextBank(*arrays[2:], precision="int16")
+    scores, cosines = bank.scores(*arrays[:2], k=7, return_patch_scores=True)
+    expected, exact = numpy_scores(*arrays, k=7, alpha=0.4)
+    np.testing.assert_allclose(cosines, exact, atol=int16_tolerance(width), rtol=0)
+    np.testing.assert_allclose(scores, expected, atol=int16_tolerance(width), rtol=0)
+    assert rows != "gaussian" or np.sqrt(np.square(cosines - exact).mean()) < 1.3e-5
+
+
+@pytest.mark.skipif(ON_ARM, reason="int16 is not faster on Arm and refused there")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_int16_with_threads_and_half_precision(isa, monkeypatch, threads):
+    """Planted: scratch without room for the rounded patches; failed."""
+    monkeypatch.setattr("hpdval_edge.kernels.head_cpu.threads_for", lambda products: threads)
+    cls, patches, text_global, text_local = make((3, 500, 97, 515))
+    bank = TextBank(text_global, text_local, precision="int16")
+    narrow = torch.from_numpy(patches).to(torch.bfloat16)
+    got = bank.scores(torch.from_numpy(cls).bfloat16(), narrow)
+    wide = bank.scores(torch.from_numpy(cls).bfloat16().float(), narrow.float())
+    np.testing.assert_array_equal(got.numpy(), wide.numpy())
+    expected, _ = numpy_scores(cls, patches, text_global, text_local, k=32, alpha=0.4)
+    np.testing.assert_allclose(bank.scores(cls, patches), expected, atol=int16_tolerance(515), rtol=0)
+
+
+@pytest.mark.skipif(not ON_ARM, reason="needs an Arm processor, where int16 is not faster")
+def test_int16_is_refused_where_it_is_not_faster(isa):
+    _, _, text_global, text_local = make((1, 1, 3, 4))
+    with pytest.raises(ValueError, match="use precision='float32'"):
+        TextBank(text_global, text_local, precision="int16")
+
+
 def test_a_text_bank_names_mistakes(monkeypatch):
     cls, patches, text_global, text_local = make((2, 5, 3, 4))
     bank = TextBank(text_global, text_local)
@@ -145,6 +225,8 @@ def test_a_text_bank_names_mistakes(monkeypatch):
         bank.scores(cls[:, :3], patches[..., :3])
     with pytest.raises(ValueError, match=r"images B, got 1 and 2"):
         bank.scores(cls[:1], patches)
+    with pytest.raises(ValueError, match=r"precision must be one of float32, int16, got 'int8'"):
+        TextBank(text_global, text_local, precision="int8")
     with pytest.raises(ValueError, match=r"k must be an integer of at least 1, got 0"):
         bank.scores(cls, patches, k=0)
     with pytest.raises(ValueError, match=r"CPU memory, got tensors on meta"):
@@ -187,9 +269,14 @@ def test_any_shape_and_any_value(shape, k, alpha, seed, poison):
         os.environ["HPEDGE_ISA"] = isa
         try:
             scores = dual_view_scores(*arrays, k=k, alpha=alpha, backend="cpu")
+            bank = None if ON_ARM else TextBank(*arrays[2:], precision="int16")
         finally:
             del os.environ["HPEDGE_ISA"]
-        np.testing.assert_allclose(scores, _with_nan(expected, arrays), atol=TOLERANCE, rtol=0)
+        wanted = _with_nan(expected, arrays)
+        np.testing.assert_allclose(scores, wanted, atol=TOLERANCE, rtol=0)
+        if bank:
+            near = bank.scores(*arrays[:2], k=k, alpha=alpha)
+            np.testing.assert_allclose(near, wanted, atol=int16_tolerance(shape[3]), rtol=0)
 
 
 def _with_nan(expected, arrays):

@@ -34,14 +34,20 @@ const HeadIsa& find_isa(const std::string& name) {
     throw py::value_error("this processor has no instruction set '" + name + "'");
 }
 
-std::unique_ptr<hpdval::PackedText> pack(const Array& text_global, const Array& text_local, const std::string& isa) {
+std::unique_ptr<hpdval::PackedText> pack(const Array& text_global, const Array& text_local, const std::string& isa,
+                                         const std::string& precision) {
     check(text_global.ndim() == 2 && text_local.ndim() == 2 && text_global.shape(0) == text_local.shape(0) &&
               text_global.shape(1) == text_local.shape(1) && text_global.shape(1) >= 1,
           "PackedText: text_global and text_local must both be [C, E] with E >= 1");
     const HeadIsa& found = find_isa(isa);
+    check(precision == "float32" || precision == "int16", "PackedText: precision must be float32 or int16");
+    const auto kind = precision == "int16" ? hpdval::Precision::int16 : hpdval::Precision::float32;
+    if (kind == hpdval::Precision::int16 && found.run_int16 == nullptr)
+        throw py::value_error("precision 'int16' would not be faster with the instruction set '" + isa +
+                              "'; use precision='float32'");
     py::gil_scoped_release nogil;
     return std::make_unique<hpdval::PackedText>(found, text_global.data(), text_local.data(), text_global.shape(0),
-                                                text_global.shape(1));
+                                                text_global.shape(1), kind);
 }
 
 // Half-precision patches come as the uint16 that hold their bits.
@@ -83,7 +89,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.doc() = "CPU kernels; no libtorch, so the wheel builds in isolation and fits any torch.";
     m.def("isas", &isas, "Instruction sets of this processor that the head has code for, fastest first.");
     py::class_<hpdval::PackedText>(m, "PackedText", "Text rows, scaled and packed for one instruction set.")
-        .def(py::init(&pack), py::arg("text_global").noconvert(), py::arg("text_local").noconvert(), py::arg("isa"));
+        .def(py::init(&pack), py::arg("text_global").noconvert(), py::arg("text_local").noconvert(), py::arg("isa"),
+             py::arg("precision") = "float32");
     m.def("head", &head, "The dual-view head, see kernels/cpu/head.hpp.", py::arg("cls").noconvert(),
           py::arg("patches").noconvert(), py::arg("dtype"), py::arg("text"), py::arg("k"), py::arg("alpha"),
           py::arg("scores").noconvert(), py::arg("patch_scores").noconvert(), py::arg("threads"));

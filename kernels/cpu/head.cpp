@@ -20,11 +20,15 @@ size_t head_group(const HeadShape& shape, const TextBank& bank) {
     return std::clamp<size_t>(TILES / (shape.patches * bank.panel_width), 1, bank.panel_count);
 }
 
+size_t head_rows(const HeadShape& shape) {
+    return shape.dtype == Dtype::float32 ? 0 : shape.patches * shape.width;
+}
+
 size_t head_scratch(const HeadShape& shape, const TextBank& bank) {
     const size_t tiles = head_group(shape, bank) * shape.patches * bank.panel_width;
-    const size_t rows = shape.dtype == Dtype::float32 ? 0 : shape.patches * shape.width;
+    const size_t pairs = bank.local_pairs ? shape.patches * ((shape.width + 1) / 2) : 0;
     // In whole cache lines, so that the scratch of two threads can lie side by side.
-    return (tiles + shape.patches + rows + 15) / 16 * 16;
+    return (tiles + shape.patches + head_rows(shape) + pairs + 15) / 16 * 16;
 }
 
 void head(const HeadIsa& isa, const HeadShape& shape, const HeadArrays& arrays, const TextBank& bank, float alpha,
@@ -35,14 +39,15 @@ void head(const HeadIsa& isa, const HeadShape& shape, const HeadArrays& arrays, 
     const size_t parts = std::min(bank.panel_count, wanted), tasks = shape.images * parts;
     threads = std::min(threads, tasks);
     const size_t size = head_scratch(shape, bank);
+    const auto run = bank.local_pairs ? isa.run_int16 : isa.run;
     Buffer scratch(threads * size);
     std::atomic<size_t> next{0};
     run_parallel(threads, [&](size_t thread) {
         for (size_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
             const size_t image = task / parts, part = task % parts;
-            isa.run(shape, arrays, bank, alpha,
-                    {image, image + 1, bank.panel_count * part / parts, bank.panel_count * (part + 1) / parts},
-                    scratch.data() + thread * size);
+            run(shape, arrays, bank, alpha,
+                {image, image + 1, bank.panel_count * part / parts, bank.panel_count * (part + 1) / parts},
+                scratch.data() + thread * size);
         }
     });
 }

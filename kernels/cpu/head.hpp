@@ -4,17 +4,26 @@
 //               + (1 - alpha) * mean(k largest over n of cos(text_local[c], patches[b,n]))
 //
 // Rounding: text rows are scaled to unit length in double and stored in float32; everything else is float32. Dot
-// products are summed in slices of 256, patch norms in several partial sums. A NaN or an infinity in a row makes every
-// score NaN that the row enters. The similarities of an image exist only a panel of classes at a time.
+// products are summed in slices of 256, patch norms in several partial sums. With a bank of int16, the local view's unit
+// rows, text and patches, are rounded to multiples of 1 / INT16_ONE and their products are summed exactly. A NaN or an
+// infinity in a row makes every score NaN that the row enters. The similarities of an image exist only a panel of
+// classes at a time.
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 namespace hpdval {
 
 constexpr float EPS = 1e-12f;  // smallest norm divided by, so that a zero row stays zero
 
 enum class Dtype { float32, float16, bfloat16 };
+
+// Of the local view's text and products.
+enum class Precision { float32, int16 };
+
+// What 1 becomes in int16.
+constexpr float INT16_ONE = 32767;
 
 struct HeadShape {
     size_t images;   // B
@@ -43,8 +52,9 @@ struct TextBank {
     size_t panel_width;   // classes of the widest panel
     size_t panel_count;
     const Panel* panels;
-    const float* global;  // packed
-    const float* local;   // packed
+    const float* global;         // packed
+    const float* local;          // packed; null in a bank of int16
+    const int32_t* local_pairs;  // the same in int16, numbers 2i and 2i + 1 of a row as number i; null in float32
     const float* poison;  // [C, rounded up to whole vectors]: 0, or NaN where a text row holds a NaN or an infinity
 };
 
@@ -60,10 +70,14 @@ struct HeadIsa {
     size_t vectors;  // vectors of classes in a panel; one more in the last one, where it would stand alone
     bool (*available)();
     void (*run)(const HeadShape&, const HeadArrays&, const TextBank&, float alpha, const HeadTask&, float* scratch);
+    decltype(run) run_int16;  // for banks of int16; null where it would not be faster
 };
 
 // Panels whose similarities with one image `run` holds at a time.
 size_t head_group(const HeadShape& shape, const TextBank& bank);
+
+// Floats of patches in float32 that `run` makes of those in half precision.
+size_t head_rows(const HeadShape& shape);
 
 // Floats of scratch, 64-byte aligned, that `run` needs.
 size_t head_scratch(const HeadShape& shape, const TextBank& bank);

@@ -3,11 +3,14 @@
 //   struct Isa { static constexpr int LANES, VECTORS; static constexpr int rows(int vectors); };
 //
 // LANES * VECTORS classes make a panel of the text bank, the last one from 1 to VECTORS + 1 vectors; rows(v) patches
-// times v vectors of classes are computed in registers at a time. Only this file and what it includes may be compiled
-// with an instruction set's flags.
+// times v vectors of classes are computed in registers at a time. `Product` says in which numbers (products.hpp). Only
+// this file and what it includes may be compiled with an instruction set's flags.
 #pragma once
 
+#include <type_traits>
+
 #include "head.hpp"
+#include "products.hpp"
 #include "top_sum.hpp"
 #include "widen.hpp"
 
@@ -16,21 +19,23 @@ namespace {
 
 // Depth of one pass over a panel, so that its slice stays in the first-level cache; also bounds the rounding error.
 constexpr size_t DEPTH = 256;
-// Floats of patches that all panels of a group are multiplied with before the next patches are read; with the slices,
+// Units of patches that all panels of a group are multiplied with before the next patches are read; with the slices,
 // what a second-level cache of 512 KiB holds.
 constexpr size_t CHUNK = 96 * 1024;
-constexpr size_t CACHE_LINE = 16;  // floats
+constexpr size_t CACHE_LINE = 16;  // units
 
-template <class Isa>
+template <class Isa, class Product>
 class HeadKernel {
     static constexpr int LANES = Isa::LANES;
     using Vector = Floats<LANES>;
+    using Unit = typename Product::Unit;
+    using Sums = typename Product::template Sums<LANES>;
 
 public:
     HeadKernel(const HeadShape& shape, const HeadArrays& arrays, const TextBank& bank, float alpha, float* scratch)
-        : shape_(shape), arrays_(arrays), bank_(bank), alpha_(alpha), tiles_(scratch),
-          inverse_(tiles_ + head_group(shape, bank) * shape.patches * bank.panel_width),
-          rows_(inverse_ + shape.patches) {}
+        : shape_(shape), arrays_(arrays), bank_(bank), alpha_(alpha), depth_(Product::depth(shape.width)),
+          tiles_(scratch), scales_(tiles_ + head_group(shape, bank) * shape.patches * bank.panel_width),
+          rows_(scales_ + shape.patches), pairs_(reinterpret_cast<int32_t*>(rows_ + head_rows(shape))) {}
 
     static void run(const HeadShape& shape, const HeadArrays& arrays, const TextBank& bank, float alpha,
                     const HeadTask& task, float* scratch) {
@@ -41,14 +46,15 @@ public:
 private:
     void image(size_t b, const HeadTask& task) {
         const float* patches = wide_patches(b);
+        const Unit* units = units_of(patches);
         const float* cls = arrays_.cls + b * shape_.width;
         const float cls_norm = row_norm(cls, shape_.width);
         poison_ = cls_norm * 0;
-        cls_inverse_ = inverse(cls_norm);
+        cls_inverse_ = inverse_norm(cls_norm);
         const size_t group = head_group(shape_, bank_);
         for (size_t first = task.first_panel; first < task.last_panel; first += group) {
             const size_t last = smaller_size(first + group, task.last_panel);
-            similarities(patches, first, last, first == task.first_panel);
+            similarities(patches, units, first, last, first == task.first_panel);
             for (size_t p = first; p < last; ++p)
                 with_vectors(bank_.panels[p], [&](auto vectors) {
                     finish<vectors.value>(b, cls, bank_.panels[p].first, tile_of(p, first));
@@ -56,26 +62,34 @@ private:
         }
     }
 
-    // Fills the tiles of panels [first, last); `fresh` when the norms of these patches are not known yet.
-    void similarities(const float* patches, size_t first, size_t last, bool fresh) {
-        const size_t rows = larger_size(CHUNK / shape_.width, 1);
+    // Fills the tiles of panels [first, last); `fresh` when these patches are not prepared yet.
+    void similarities(const float* patches, const Unit* units, size_t first, size_t last, bool fresh) {
+        const size_t rows = larger_size(CHUNK / depth_, 1);
         for (size_t n = 0; n < shape_.patches; n += rows) {
             const size_t end = smaller_size(n + rows, shape_.patches);
-            if (fresh) norms(patches, n, end);
+            if (fresh) prepare(patches, n, end);
             for (size_t p = first; p < last; ++p)
                 with_vectors(bank_.panels[p], [&](auto vectors) {
-                    const float* text = bank_.local + bank_.panels[p].first * shape_.width;
-                    tile<vectors.value>(patches, text, tile_of(p, first), n, end);
+                    const Unit* text = Product::text(bank_) + bank_.panels[p].first * depth_;
+                    tile<vectors.value>(units, text, tile_of(p, first), n, end);
                 });
         }
     }
 
-    void norms(const float* patches, size_t begin, size_t end) {
+    void prepare(const float* patches, size_t begin, size_t end) {
         for (size_t n = begin; n < end; ++n) {
-            const float norm = row_norm(patches + n * shape_.width, shape_.width);
-            inverse_[n] = inverse(norm);
+            const float* row = patches + n * shape_.width;
+            const float norm = row_norm(row, shape_.width);
+            scales_[n] = Product::template prepare<LANES>(row, norm, shape_.width, pairs_ + n * depth_);
             poison_ += norm * 0;
         }
+    }
+
+    const Unit* units_of(const float* patches) const {
+        if constexpr (std::is_same_v<Unit, float>)
+            return patches;
+        else
+            return pairs_;
     }
 
     float* tile_of(size_t p, size_t first) { return tiles_ + (p - first) * shape_.patches * bank_.panel_width; }
@@ -106,9 +120,6 @@ private:
         return __builtin_sqrtf(sum);
     }
 
-    // A NaN norm stays NaN.
-    static float inverse(float norm) { return 1.0f / (norm < EPS ? EPS : norm); }
-
     template <int VECTORS>
     struct Constant {
         static constexpr int value = VECTORS;
@@ -127,13 +138,13 @@ private:
 
     // out[n, :] = cosines of patches [begin, end) with a panel.
     template <int VECTORS>
-    void tile(const float* patches, const float* text, float* out, size_t begin, size_t end) {
+    void tile(const Unit* patches, const Unit* text, float* out, size_t begin, size_t end) {
         const size_t width = VECTORS * LANES;
-        for (size_t e = 0; e < shape_.width; e += DEPTH) {
-            const size_t depth = smaller_size(DEPTH, shape_.width - e);
+        for (size_t e = 0; e < depth_; e += DEPTH) {
+            const size_t depth = smaller_size(DEPTH, depth_ - e);
             const size_t calls = larger_size((end - begin) / Isa::rows(VECTORS), 1);
             const size_t lines = (depth * width / CACHE_LINE + calls - 1) / calls;
-            const Pass pass{depth, lines, e == 0, e + depth == shape_.width};
+            const Pass pass{depth, lines, e == 0, e + depth == depth_};
             rows_of<Isa::rows(VECTORS), VECTORS>(begin, end, patches + e, text + e * width, out, pass);
         }
     }
@@ -167,38 +178,40 @@ private:
 
     // ROWS patches at a time from `n` on, then what is left in halves.
     template <int ROWS, int VECTORS>
-    HPDVAL_INLINE void rows_of(size_t n, size_t end, const float* patches, const float* text, float* out,
+    HPDVAL_INLINE void rows_of(size_t n, size_t end, const Unit* patches, const Unit* text, float* out,
                                const Pass& pass) {
-        const float* next = text + pass.depth * VECTORS * LANES;
+        const Unit* next = text + pass.depth * VECTORS * LANES;
         for (; n + ROWS <= end; n += ROWS) {
             // Past the end of the bank the address is no one's, which a prefetch does not mind.
             for (size_t i = 0; i < pass.lines; ++i, next += CACHE_LINE) __builtin_prefetch(next, 0, 2);
-            multiply<ROWS, VECTORS>(patches + n * shape_.width, text, out + n * VECTORS * LANES, inverse_ + n, pass);
+            multiply<ROWS, VECTORS>(patches + n * depth_, text, out + n * VECTORS * LANES, scales_ + n, pass);
         }
         if constexpr (ROWS > 1) rows_of<ROWS / 2, VECTORS>(n, end, patches, text, out, pass);
     }
 
     // out[r, :] += patches[r, :depth] * text[:depth, :]; from zero at the first pass, times scales[r] at the last.
     template <int ROWS, int VECTORS>
-    __attribute__((noinline)) void multiply(const float* __restrict patches, const float* __restrict text,
+    __attribute__((noinline)) void multiply(const Unit* __restrict patches, const Unit* __restrict text,
                                             float* __restrict out, const float* __restrict scales, const Pass& pass) {
         constexpr size_t width = VECTORS * LANES;
-        Vector sums[ROWS][VECTORS];
+        Sums sums[ROWS][VECTORS];
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECTORS; ++v)
-                sums[r][v] = pass.first ? Vector{} : load<LANES>(out + r * width + v * LANES);
+                sums[r][v] = pass.first ? Sums{} : (Sums)load<LANES>(out + r * width + v * LANES);
         for (size_t e = 0, depth = pass.depth; e < depth; ++e) {
-            Vector classes[VECTORS];
+            Sums classes[VECTORS];
             for (int v = 0; v < VECTORS; ++v) classes[v] = load<LANES>(text + e * width + v * LANES);
             for (int r = 0; r < ROWS; ++r) {
-                const Vector patch = broadcast<LANES>(patches[r * shape_.width + e]);
-                for (int v = 0; v < VECTORS; ++v) sums[r][v] += patch * classes[v];
+                const Sums patch = broadcast<LANES>(patches[r * depth_ + e]);
+                for (int v = 0; v < VECTORS; ++v)
+                    sums[r][v] = Product::template add<LANES>(sums[r][v], patch, classes[v]);
             }
         }
-        for (int r = 0; r < ROWS; ++r) {
-            const Vector scale = broadcast<LANES>(pass.last ? scales[r] : 1.0f);
-            for (int v = 0; v < VECTORS; ++v) store<LANES>(out + r * width + v * LANES, sums[r][v] * scale);
-        }
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v) {
+                const Vector done = Product::template finish<LANES>(sums[r][v], scales[r]);
+                store<LANES>(out + r * width + v * LANES, pass.last ? done : (Vector)sums[r][v]);
+            }
     }
 
     // out = row * text; four sums a class, since one alone would wait for itself.
@@ -226,15 +239,19 @@ private:
     const HeadArrays& arrays_;
     const TextBank& bank_;
     const float alpha_;
-    float* tiles_;    // [group, N, panel width]: cosines of one image with a group of panels
-    float* inverse_;  // [N]: 1 / max(norm, EPS) of the patches
-    float* rows_;     // [N, E]: the patches in float32, when they came in half precision
+    const size_t depth_;    // units of a row
+    float* const tiles_;    // [group, N, panel width]: cosines of one image with a group of panels
+    float* const scales_;   // [N]: of the patches' sums
+    float* const rows_;     // [N, E]: the patches in float32, when they came in half precision
+    int32_t* const pairs_;  // [N, depth]: the patches in int16, when the bank is
     float cls_inverse_ = 0, poison_ = 0;
 };
 
 template <class Isa>
 constexpr HeadIsa head_isa(const char* name, bool (*available)()) {
-    return {name, Isa::LANES, Isa::VECTORS, available, &HeadKernel<Isa>::run};
+    HeadIsa isa{name, Isa::LANES, Isa::VECTORS, available, &HeadKernel<Isa, Float32Product>::run, nullptr};
+    if constexpr (FAST_PAIRS) isa.run_int16 = &HeadKernel<Isa, Int16Product>::run;
+    return isa;
 }
 
 }  // namespace

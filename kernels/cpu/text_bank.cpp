@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace hpdval {
 namespace {
@@ -29,33 +30,45 @@ std::vector<Panel> make_panels(size_t classes, const HeadIsa& isa) {
 }  // namespace
 
 PackedText::PackedText(const HeadIsa& isa, const float* text_global, const float* text_local, size_t classes,
-                       size_t width)
+                       size_t width, Precision precision)
     : isa_(isa), panels_(make_panels(classes, isa)) {
-    const size_t padded = (classes + isa.lanes - 1) / isa.lanes * isa.lanes;
-    buffer_ = std::make_unique<Buffer>(padded * (2 * width + 1));
-    std::fill_n(buffer_->data(), padded * (2 * width + 1), 0.0f);
+    const bool narrow = precision == Precision::int16;
+    const size_t padded = (classes + isa.lanes - 1) / isa.lanes * isa.lanes, depth = narrow ? (width + 1) / 2 : width;
+    const size_t size = padded * (width + depth + 1);
+    buffer_ = std::make_unique<Buffer>(size);
+    std::fill_n(buffer_->data(), size, 0.0f);
     float *global = buffer_->data(), *local = global + padded * width;
-    poison_ = local + padded * width;
-    bank_ = {classes, width, isa.lanes * (isa.vectors + 1), panels_.size(), panels_.data(), global, local, poison_};
+    poison_ = local + padded * depth;
+    bank_ = {classes, width, isa.lanes * (isa.vectors + 1), panels_.size(), panels_.data(), global,
+             narrow ? nullptr : local, narrow ? reinterpret_cast<int32_t*>(local) : nullptr, poison_};
     pack(text_global, global);
-    pack(text_local, local);
+    if (narrow)
+        pack(text_local, reinterpret_cast<int16_t*>(local));
+    else
+        pack(text_local, local);
 }
 
-void PackedText::pack(const float* text, float* packed) {
-    const size_t width = bank_.width;
+template <class Number>
+void PackedText::pack(const float* text, Number* packed) {
+    constexpr bool narrow = std::is_same_v<Number, int16_t>;
+    constexpr size_t side = narrow ? 2 : 1;  // numbers of a row that lie side by side
+    const size_t width = bank_.width, depth = (width + side - 1) / side;
     std::vector<double> scales(bank_.panel_width);
     for (const Panel& panel : panels_) {
         const size_t columns = panel.vectors * isa_.lanes, count = std::min(columns, bank_.classes - panel.first);
         const float* rows = text + panel.first * width;
-        float* out = packed + panel.first * width;
+        Number* out = packed + panel.first * depth * side;
         for (size_t c = 0; c < count; ++c) {
             const double norm = row_norm(rows + c * width, width);
             scales[c] = 1.0 / (norm < EPS ? EPS : norm);
             poison_[panel.first + c] += static_cast<float>(norm * 0);
         }
         for (size_t e = 0; e < width; ++e)
-            for (size_t c = 0; c < count; ++c)
-                out[e * columns + c] = static_cast<float>(rows[c * width + e] * scales[c]);
+            for (size_t c = 0; c < count; ++c) {
+                const double number = rows[c * width + e] * scales[c];
+                out[(e / side * columns + c) * side + e % side] =
+                    static_cast<Number>(narrow ? lrint(number * INT16_ONE) : number);
+            }
     }
 }
 

@@ -11,14 +11,17 @@ namespace hpdval {
 
 class PackedText {
 public:
-    // text_global, text_local: [C, E], contiguous; copied.
-    PackedText(const HeadIsa& isa, const float* text_global, const float* text_local, size_t classes, size_t width);
+    // text_global, text_local: [C, E], contiguous; copied. int16 needs isa.run_int16.
+    PackedText(const HeadIsa& isa, const float* text_global, const float* text_local, size_t classes, size_t width,
+               Precision precision = Precision::float32);
 
     const HeadIsa& isa() const { return isa_; }
     const TextBank& bank() const { return bank_; }
 
 private:
-    void pack(const float* text, float* packed);
+    // Number: float, or int16_t for pairs.
+    template <class Number>
+    void pack(const float* text, Number* packed);
 
     const HeadIsa& isa_;
     std::vector<Panel> panels_;

@@ -33,6 +33,11 @@ HPDVAL_INLINE Floats<LANES> load(const float* from) {
 }
 
 template <int LANES>
+HPDVAL_INLINE Ints<LANES> load(const int32_t* from) {
+    return (Ints<LANES>)*reinterpret_cast<const typename Lanes<LANES>::Aligned*>(from);
+}
+
+template <int LANES>
 HPDVAL_INLINE Floats<LANES> load_unaligned(const float* from) {
     return *reinterpret_cast<const typename Lanes<LANES>::Unaligned*>(from);
 }

@@ -75,19 +75,26 @@ Rows scores_of(const Problem& problem, const PackedText& text, size_t threads) {
     return scores;
 }
 
-int check(const HeadIsa& isa, const Case& c, size_t threads) {
+int check(const HeadIsa& isa, const Case& c, size_t threads, Precision precision) {
     const Problem problem(c, unsigned(c.classes + c.patches));
-    const PackedText text(isa, problem.text_global.data(), problem.text_local.data(), c.classes, c.width);
+    const PackedText text(isa, problem.text_global.data(), problem.text_local.data(), c.classes, c.width, precision);
     const Rows scores = scores_of(problem, text, threads);
+    const bool narrow = precision == Precision::int16;
+    const double allowed = 2e-6 + (narrow ? std::sqrt(double(c.width)) / INT16_ONE : 0);
     for (size_t b = 0; b < c.images; ++b)
         for (size_t i = 0; i < c.classes; ++i) {
             const double difference = std::fabs(scores[b * c.classes + i] - problem.expected(b, i, 0.4f));
-            if (difference <= 2e-6) continue;
-            std::printf("%s [%zu %zu %zu %zu] k %zu: score %zu %zu is off by %g\n", isa.name, c.images, c.patches,
-                        c.classes, c.width, c.k, b, i, difference);
+            if (difference <= allowed) continue;
+            std::printf("%s %s [%zu %zu %zu %zu] k %zu: score %zu %zu is off by %g\n", isa.name, narrow ? "int16" : "",
+                        c.images, c.patches, c.classes, c.width, c.k, b, i, difference);
             return 1;
         }
     return 0;
+}
+
+int check(const HeadIsa& isa, const Case& c, size_t threads) {
+    return check(isa, c, threads, Precision::float32) +
+           (isa.run_int16 ? check(isa, c, threads, Precision::int16) : 0);
 }
 
 // Several callers at once, each asking for several threads.
@@ -121,7 +128,7 @@ int main() {
         failed += check(*isa, {1, 150, 37, 513, 100}, 3);
         failed += check(*isa, {0, 5, 3, 8, 1}, 2) + check(*isa, {3, 5, 0, 8, 1}, 2);
         failed += check_callers(*isa);
-        std::printf("%s: %s\n", isa->name, failed ? "wrong" : "right");
+        std::printf("%s: %s%s\n", isa->name, failed ? "wrong" : "right", isa->run_int16 ? ", int16 too" : "");
         failures += failed;
     }
     return failures != 0;
