@@ -32,6 +32,7 @@ from hpdval_edge.errors import BadData, CheckFailed, UsageError
 from hpdval_edge.export import aot, serving
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
+from hpdval_edge.export.int8 import Int8Report, make_int8
 from hpdval_edge.images import INPUTS
 from hpdval_edge.kernels.head_launch import MAX_PATCHES
 from hpdval_edge.progress import say
@@ -47,14 +48,15 @@ ENGINES = ("onnx", "torchscript", "pt2")
 TARGETS = (*ENGINES, *serving.TARGETS)
 LAST_EXPORT = RUNS / "last-export"
 # Largest |score - float32 PyTorch's score| that an export may show on its golden pictures.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "int8": 1e-1, "int8-fp16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
     """What was written and how far each engine's scores lie from float32 PyTorch on ``pictures`` real pictures.
 
-    kernels: chips whose GPU kernels are inside, e.g. sm_87. served: folder of each server's target.
+    kernels: chips whose GPU kernels are inside, e.g. sm_87. served: folder of each server's target. int8: how an int8
+    model was made; None of others.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class ExportReport:
     megabytes: float
     kernels: tuple[str, ...] = ()
     served: dict[str, str] = field(default_factory=dict)
+    int8: Int8Report | None = None
 
     @property
     def tolerance(self) -> float:
@@ -80,21 +83,24 @@ def export(
     out: Path | None,
     chips: str = "",
     image_dtype: str = "float32",
+    int8_budget: float = 1.0,
 ) -> ExportReport:
     """Write and verify ``out`` (default ``runs/<name>/model.hpedge``).
 
     Args:
         image_dtype: What the model's image input is, one of `images.INPUTS`.
         chips: What the GPU kernels are compiled for, as `aot.build` takes it; none where empty.
+        int8_budget: Points of mAP that an int8 precision may lose on the run's validation pictures.
 
     Raises:
         UsageError: an unknown target or chip, a run that cannot be exported.
         MissingDependency: no triton that knows the chips, a full disk.
         BadData: a damaged or unfinished run.
-        CheckFailed: the written model's scores differ too much; nothing is left at ``out`` but what was there.
+        CheckFailed: the written model's scores differ too much, or int8 does not pay; nothing is left at ``out`` but
+            what was there.
     """
     out = out or run.path / "model.hpedge"
-    _check_request(targets, out, chips, image_dtype)
+    _check_request(precision, targets, out, chips, image_dtype)
     servers = tuple(dict.fromkeys(target for target in targets if target in serving.TARGETS))
     targets = tuple(dict.fromkeys(("onnx", *(target for target in targets if target in ENGINES))))
     model, labels, metadata = load_model(reported_weights(run))
@@ -104,8 +110,8 @@ def export(
     with new_folder(out) as folder:
         if chips:
             _write_kernels(folder / KERNELS, manifest, chips)
-        _write_files(folder, run, model, manifest, targets, images, expected)
-        report = verify(folder, images, expected, targets)
+        int8 = _write_files(folder, run, model, manifest, targets, images, expected, int8_budget)
+        report = replace(verify(folder, images, expected, targets), int8=int8)
         if max(report.max_error.values()) > report.tolerance:
             worst = max(report.max_error, key=report.max_error.get)
             raise CheckFailed(
@@ -133,13 +139,15 @@ def _serve(report: ExportReport, servers: tuple[str, ...]) -> ExportReport:
     )
 
 
-def _check_request(targets: tuple[str, ...], out: Path, chips: str, image_dtype: str) -> None:
+def _check_request(precision: str, targets: tuple[str, ...], out: Path, chips: str, image_dtype: str) -> None:
     """Refuse what cannot be, before anything takes time; the errors of `export`."""
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise UsageError(
             f"--to {unknown[0]!r} is not one of {', '.join(TARGETS)}; TensorRT engines are made by `hpedge build`."
         )
+    if precision.startswith("int8") and {*targets} - {"onnx", *serving.TARGETS}:
+        raise UsageError("--int8 is for the ONNX model alone; leave --to out, or export those formats with --fp16.")
     if image_dtype not in INPUTS:
         raise UsageError(f"--input {image_dtype!r} is not one of {', '.join(INPUTS)}.")
     served = [target for target in targets if target in serving.TARGETS]
@@ -152,6 +160,11 @@ def _check_request(targets: tuple[str, ...], out: Path, chips: str, image_dtype:
     serving.check_folders(out, tuple(target for target in targets if target in serving.TARGETS))
     if chips:
         aot.check_targets(chips)
+
+
+def is_half(precision: str) -> bool:
+    """Whether what is not in integers computes in float16."""
+    return precision.endswith("fp16")
 
 
 def _golden_images(run: RunFolder) -> np.ndarray:
@@ -198,14 +211,8 @@ def _write_kernels(folder: Path, manifest: Manifest, chips: str) -> None:
     patches = manifest.grid[0] * manifest.grid[1]
     if patches > MAX_PATCHES:
         raise UsageError(f"the GPU kernels take at most {MAX_PATCHES:,} patches and this model has {patches:,}.")
-    aot.build(
-        targets=chips,
-        dtype=manifest.precision,
-        width=manifest.embed_dim,
-        patches=patches,
-        out=folder,
-        patch_scores=True,
-    )
+    dtype = "fp16" if is_half(manifest.precision) else "fp32"
+    aot.build(targets=chips, dtype=dtype, width=manifest.embed_dim, patches=patches, out=folder, patch_scores=True)
 
 
 def _write_files(
@@ -216,13 +223,14 @@ def _write_files(
     targets: tuple[str, ...],
     images: np.ndarray,
     expected: np.ndarray,
-) -> None:
+    int8_budget: float,
+) -> Int8Report | None:
     banks = {"global": model.text_global, "local": model.text_local}
     unit = {name: torch.nn.functional.normalize(bank.float(), dim=1, eps=1e-12).numpy() for name, bank in banks.items()}
     (folder / TEXT).write_bytes(save_safetensors(unit))
     np.savez_compressed(folder / GOLDEN, images=images, scores=expected)
     (folder / CARD).write_text((run.path / CARD).read_text(encoding="utf-8"), encoding="utf-8")
-    deployed = Deployed(model, half=manifest.precision == "fp16", image_dtype=manifest.input)
+    deployed = Deployed(model, half=is_half(manifest.precision), image_dtype=manifest.input)
     writers = {
         "onnx": (write_onnx, MODEL),
         "torchscript": (write_torchscript, TORCHSCRIPT),
@@ -231,10 +239,15 @@ def _write_files(
     for target in targets:
         write, name = writers[target]
         write(deployed, folder / name, image_size=manifest.image_size, embed_dim=manifest.embed_dim)
+    int8 = None
+    if manifest.precision.startswith("int8"):
+        inputs = {f"text_{name}": bank for name, bank in unit.items()}
+        int8 = make_int8(folder / MODEL, run, manifest, inputs, int8_budget)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files}
     fitted = {**run.read_json(THRESHOLDS)["fp32"], "fitted_at": "fp32"}
     write_thresholds(folder, replace(manifest, files=digests), fitted)
+    return int8
 
 
 def _fit_anew(folder: Path, run: RunFolder) -> dict[str, Any] | None:

@@ -181,9 +181,13 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportSection:
-    """Defaults of ``hpedge export`` that a project may keep in hpedge.toml."""
+    """Defaults of ``hpedge export`` that a project may keep in hpedge.toml.
 
-    precision: Literal["fp32", "fp16"] = "fp32"
+    int8_budget: points of mAP on the validation pictures that int8 may lose against float32.
+    """
+
+    precision: Literal["fp32", "fp16", "int8", "int8-fp16"] = "fp32"
+    int8_budget: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +379,7 @@ def _check_signs(config: Config) -> None:
         "student.image_size": config.student.image_size,
         "train.threads": config.train.threads,
         "eval.bootstrap": config.eval.bootstrap,
+        "export.int8_budget": config.export.int8_budget,
     }.items():
         # Written so that nan is refused too.
         if not value >= 0:

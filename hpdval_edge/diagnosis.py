@@ -1,7 +1,7 @@
 """What the facts of a machine mean: its board, what runs there and how, what to install, whether a bundle fits."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from hpdval_edge.platforms import (
 )
 from hpdval_edge.runtimes import BACKENDS, PLANNED
 
-# What `hpedge export` writes; int8 is not in this version.
-PRECISIONS = ("fp32", "fp16")
+# What `hpedge export` writes, and the options that ask for it; int8 is there as ONNX alone.
+PRECISIONS = {"fp32": "", "fp16": " --fp16", "int8": " --int8", "int8-fp16": " --int8 --fp16"}
+FLOATS = ("fp32", "fp16")
 # Distributions of which a backend on the CPU needs one, and what installs it.
 NEEDS = {
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "hpdval-edge"),
@@ -63,6 +64,12 @@ def diagnose(machine: Machine, bundle: Bundle | None = None) -> dict[str, Any]:
     }
 
 
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = names or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def _capabilities(machine: Machine, chip: Chip | None) -> list[int]:
     found = {gpu.capability for gpu in machine.gpus if gpu.capability}
     return sorted(found | ({chip.capability} if chip else set()))
@@ -79,7 +86,7 @@ def _backends(machine: Machine) -> Iterator[dict[str, Any]]:
             "works": found is not None,
             "with": found,
             "reason": None if found else f"needs {packages[0]}: pip install {install}",
-            "precisions": list(PRECISIONS),
+            "precisions": list(PRECISIONS if name == "onnxruntime" else FLOATS),
             # The exported model computes the head in plain operators. Value: why it cannot be carried so.
             "head_modes": {"onnx": None},
         }
@@ -194,13 +201,13 @@ def _bundle(
     bundle: Bundle, backends: list[dict[str, Any]], jetpack: JetPack | None, capabilities: list[int]
 ) -> dict[str, Any]:
     kernels = _kernels(bundle)
-    export = "hpedge export --fp16" if bundle.manifest.precision == "fp16" else "hpedge export"
+    export = f"hpedge export{PRECISIONS.get(bundle.manifest.precision, '')}"
     takers = {backend.name for backend in BACKENDS if backend.refuses(bundle) is None}
     takers &= {row["name"] for row in backends if bundle.manifest.precision in row["precisions"]}
     runs_with = [row["name"] for row in backends if row["name"] in takers and row["works"]]
     reason = None
     if not takers:
-        reason = f"this version runs {' and '.join(PRECISIONS)} bundles; update hpedge"
+        reason = f"this version runs {listed(PRECISIONS)} bundles; update hpedge"
     elif not runs_with:
         reason = next(row["reason"] for row in backends if row["name"] in takers)
     return {

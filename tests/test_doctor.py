@@ -115,7 +115,7 @@ def test_orin_on_jetpack_6_2(record):
     row = tensorrt_row(report)
     assert (row["works"], row["reason"], row["precisions"]) == (
         *(False, "its Python module is not installed here (apt: python3-libnvinfer)"),
-        ["fp32", "fp16"],
+        ["fp32", "fp16", "int8", "int8-fp16"],
     )
     assert row["head_modes"] == {"onnx": None, "plugin-so": None, "qdp-aot": "needs TensorRT 10.9 or later"}
     assert any("25W" in note and "nvpmodel -m 2" in note for note in report["notes"])
@@ -277,8 +277,13 @@ def test_bundle_on_a_plain_cpu(record, tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle)
     found = diagnose(machine, bundle)["bundle"]
     assert (found["runs_with"], found["reason"], found["gpu"]) == (["onnxruntime", "torchscript", "pt2"], None, [])
+    integers = diagnose(machine, replace(bundle, manifest=replace(bundle.manifest, precision="int8")))["bundle"]
+    assert integers["runs_with"] == ["onnxruntime"]
     odd = diagnose(machine, replace(bundle, manifest=replace(bundle.manifest, precision="int4")))["bundle"]
-    assert (odd["runs_with"], odd["reason"]) == ([], "this version runs fp32 and fp16 bundles; update hpedge")
+    assert (odd["runs_with"], odd["reason"]) == (
+        [],
+        "this version runs fp32, fp16, int8 and int8-fp16 bundles; update hpedge",
+    )
 
 
 def test_garbled_kernels_are_bad_data(record, with_kernels):
@@ -296,8 +301,11 @@ def test_command_prints_one_screen(run_hpedge, record, tiny_bundle):
     assert "software L4T R36.4.3, JetPack 6.2" in words
     assert "power mode 25W (of 0 15W, 1 25W, 2 MAXN_SUPER)" in words
     assert "tensorrt its Python module is not installed here (apt: python3-libnvinfer); TensorRT 10.3.0.30" in words
-    assert "could run fp32 and fp16 bundles, head as onnx or plugin-so; not as qdp-aot: needs TensorRT 10.9" in words
-    assert "onnxruntime needs onnxruntime: pip install hpdval-edge; then fp32 and fp16 bundles run" in words
+    assert "could run fp32, fp16, int8 and int8-fp16 bundles, head as onnx or plugin-so; not as qdp-aot: needs" in words
+    assert (
+        "onnxruntime needs onnxruntime: pip install hpdval-edge; then fp32, fp16, int8 and int8-fp16 bundles run"
+        in words
+    )
     assert "(fp16) does not run here yet: needs onnxruntime: pip install" in words
 
 

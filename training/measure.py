@@ -11,7 +11,7 @@ from hpdval_edge.config import load_config
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.predictor import Predictor
 from hpdval_edge.presets import DEMO
-from hpdval_edge.training.dataset import LabelledImages
+from hpdval_edge.training.dataset import LabelledImages, Splits
 from hpdval_edge.training.evaluate import Scorer, engine_scorer, model_scorer, report, score_pictures
 from hpdval_edge.training.model import load_model
 from hpdval_edge.training.precision import choose_device
@@ -127,11 +127,17 @@ def own_pictures(run: RunFolder, labels: tuple[str, ...], parts: tuple[str, ...]
     Raises:
         UsageError, BadData: the data are not there any more, or have other labels.
     """
+    splits = own_splits(run, labels)
+    return next((part, getattr(splits, part)) for part in parts if getattr(splits, part) is not None)
+
+
+def own_splits(run: RunFolder, labels: tuple[str, ...]) -> Splits:
+    """All parts of a run's data, read anew; the errors of `own_pictures`."""
     config = run.config()
     splits = load_data(config)
     if splits.train.labels != labels:
         raise BadData(f"the labels of {config.data.path} are no longer the run's labels, or in another order.")
-    return next((part, getattr(splits, part)) for part in parts if getattr(splits, part) is not None)
+    return splits
 
 
 def named_pictures(data: str, images: str | None, labels: tuple[str, ...], part: str) -> tuple[str, LabelledImages]:

@@ -92,8 +92,10 @@ def _power(facts: dict[str, Any]) -> str:
 
 
 def _backend_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from hpdval_edge.diagnosis import listed
+
     for row in report["backends"]:
-        bundles = f"{' and '.join(row['precisions'])} bundles"
+        bundles = f"{listed(row['precisions'])} bundles"
         if row["works"] and row["name"].startswith("tensorrt"):
             yield row["name"], _modes(row, bundles, "runs")
         elif row["works"]:

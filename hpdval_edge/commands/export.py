@@ -1,6 +1,7 @@
 """``hpedge export``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,10 @@ from hpdval_edge.commands.options import Json, Run
 def export(
     run: Run = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half-precision weights, float32 where it matters.")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit layers for CPUs, kept if faster; with --fp16 for TensorRT, docs/export.md."),
+    ] = False,
     to: Annotated[
         str,
         typer.Option(
@@ -39,22 +44,33 @@ def export(
 
       hpedge export --fp16 --input uint8 --target sm_87
 
+      hpedge export --int8
+
       hpedge export --fp16 --to triton-repo
     """
     from hpdval_edge.config import PROJECT_FILE, load_config
 
     project = load_config(project=Path(PROJECT_FILE))
-    precision = "fp16" if fp16 else project.export.precision
+    precision = "-".join(["int8"] * int8 + ["fp16"] * fp16) or project.export.precision
     module = import_from("train,export", "export.export")
     find_run = import_from("train,export", "training.run_folder").find_run
     targets = tuple(part.strip() for part in to.split(",") if part.strip())
     report = module.export(
-        find_run(run), precision=precision, targets=targets, out=out, chips=target, image_dtype=input_
+        find_run(run),
+        precision=precision,
+        targets=targets,
+        out=out,
+        chips=target,
+        image_dtype=input_,
+        int8_budget=project.export.int8_budget,
     )
     if json_:
         fields = ("precision", "max_error", "tolerance", "label_flips", "pictures", "megabytes", "kernels", "served")
-        typer.echo(json.dumps({"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}))
+        result = {"bundle": str(report.path), **{name: getattr(report, name) for name in fields}}
+        typer.echo(json.dumps({**result, "int8": report.int8 and asdict(report.int8)}))
         return
+    for line in report.int8.lines() if report.int8 else ():
+        typer.echo(line)
     for engine, error in report.max_error.items():
         typer.echo(
             f"{engine} {report.precision}: max |score difference| {error:.1e} on {report.pictures} pictures, "

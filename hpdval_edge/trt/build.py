@@ -26,9 +26,9 @@ from hpdval_edge.trt.heads import Head, choose_head
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Largest |score - golden score| of an engine. Twice what an export may show: TensorRT sums in an order of its own, and
-# products of float32 in TF32 on chips that have it.
-BUDGET = {"fp32": 2e-3, "fp16": 4e-3}
+# Largest |score - golden score| of an engine. Twice what an export may show, for TensorRT sums in an order of its own;
+# float32 more, whose products are TF32 on chips that have it.
+BUDGET = {"fp32": 2e-3, "fp16": 4e-3, "int8": 2e-1, "int8-fp16": 2e-1}
 MAX_LABELS = 65536
 DEFAULT_LABELS = 1024
 LOWEST_LEVEL = 0
@@ -84,7 +84,7 @@ class _Request:
     @property
     def budget(self) -> float:
         """Largest |score difference| allowed."""
-        return BUDGET["fp32" if self.bundle.manifest.precision == "fp32" else "fp16"]
+        return BUDGET[self.bundle.manifest.precision]
 
     @property
     def key(self) -> EngineKey:
