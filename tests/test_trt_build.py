@@ -197,3 +197,20 @@ def test_a_full_gpu_is_one_sentence(board):
     done = board("infer", "x.png", "--model", "tiny.hpedge", DOUBLE_MEMORY="1000")
     assert done.returncode == 4
     assert "the GPU has no memory left (cudaMalloc); close other programs or build with a smaller" in done.stderr
+
+
+def test_the_benchmark_writes_down_what_works_and_what_does_not(board):
+    """Planted mistake: a carrier that does not work ends the whole run."""
+    script = (Path(__file__).parents[1] / "benchmarks" / "gpu.py").read_text()
+    done = board("--bundle", "tiny.hpedge", "--seconds", "0", "--out", "gpu.json", code=script)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((board.folder / "gpu.json").read_text())
+    assert report["gpu"]["name"] == "Double Orin"
+    row = report["bundles"]["tiny.hpedge"]["tensorrt"]
+    assert {mode: build["works"] for mode, build in row["builds"].items()} == {
+        **{"qdp-aot": False, "plugin-so": False},
+        "onnx": True,
+    }
+    assert "needs TensorRT 10.9 or later" in row["builds"]["qdp-aot"]["reason"]
+    assert row["timings"]["batch 8"]["onnx"]["onnx_over_this"] == 1.0
+    assert board(code=script, DOUBLE_NO_GPU="1").stderr.startswith("gpu.py: there is no NVIDIA GPU")
