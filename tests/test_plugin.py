@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CPP = ROOT / "tests" / "cpp"
 SOURCES = sorted((ROOT / "kernels" / "plugin").glob("*.cpp"))
 DECLARATIONS = CPP / "nvinfer_declarations"
-FLAGS = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden")
+FLAGS = ("-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden")
 # TensorRT's numbers.
 TYPES = {"fp32": 0, "fp16": 1, "int32": 3}
 SMALL = {"images": 2, "patches": 7, "classes": 5, "width": 24}
