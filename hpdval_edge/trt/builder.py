@@ -97,7 +97,8 @@ def build(job: Job) -> None:
 def _parse(trt: Any, network: Any, logger: Any, path: Path) -> None:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(path.read_bytes()):
-        reasons = "; ".join(str(parser.get_error(i).desc()).strip() for i in range(parser.num_errors))
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc().strip()}" for error in errors)
         raise BuildFailed(f"the ONNX parser refuses the graph: {reasons or logger.last}")
 
 
