@@ -150,9 +150,6 @@ def _check_request(precision: str, targets: tuple[str, ...], out: Path, chips: s
         raise UsageError("--int8 is for the ONNX model alone; leave --to out, or export those formats with --fp16.")
     if image_dtype not in INPUTS:
         raise UsageError(f"--input {image_dtype!r} is not one of {', '.join(INPUTS)}.")
-    served = [target for target in targets if target in serving.TARGETS]
-    if served and image_dtype != "float32":
-        raise UsageError(f"--to {served[0]} takes models of --input float32 only, got {image_dtype}.")
     if out.suffix != ".hpedge":
         raise UsageError(f"--out {out} must end in .hpedge.")
     if out.exists() and not (out / MANIFEST).is_file():

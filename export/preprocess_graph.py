@@ -4,33 +4,42 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 # The first whose Resize is antialiased.
 OPSET = 18
 # Pillow's bicubic; without exclude_outside the border would be mixed with black.
 PILLOW = {"mode": "cubic", "antialias": 1, "cubic_coeff_a": -0.5, "exclude_outside": 1}
+# Of each of `images.INPUTS`.
+ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 
 
-def preprocess_graph(*, image_size: int, mean: Sequence[float], std: Sequence[float], dtype: int) -> onnx.ModelProto:
-    """`preprocess.resize_normalize` of one picture: ``picture`` uint8 [H, W, 3] RGB -> ``image`` dtype [1, 3, S, S].
+def preprocess_graph(*, image_size: int, mean: Sequence[float], std: Sequence[float], kind: str) -> onnx.ModelProto:
+    """`images.model_input` of one picture: ``picture`` uint8 [H, W, 3] RGB -> ``image`` as the model takes it, B = 1.
 
     In ONNX Runtime the resized levels are the kernel's to 1 grey level, for weights there are float32.
 
     Args:
-        dtype: An element type of ONNX, FLOAT or FLOAT16.
+        kind: One of `images.INPUTS`.
     """
-    picture = helper.make_tensor_value_info("picture", onnx.TensorProto.UINT8, ["height", "width", 3])
-    image = helper.make_tensor_value_info("image", dtype, [1, 3, image_size, image_size])
+    picture = helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 3])
     nodes, constants = _resize(image_size)
-    more_nodes, more_constants = normalisation("pixels", "image", mean=mean, std=std, dtype=dtype)
-    graph = helper.make_graph(
-        [*nodes, *more_nodes], "preprocess", [picture], [image], initializer=[*constants, *more_constants]
-    )
+    if kind == "uint8":
+        nodes.append(helper.make_node("Transpose", ["pixels"], ["image"], perm=[0, 2, 3, 1]))
+    else:
+        more = normalisation("pixels", "image", mean=mean, std=std, dtype=ELEMENT_TYPES[kind])
+        nodes, constants = nodes + more[0], constants + more[1]
+    image = helper.make_tensor_value_info("image", ELEMENT_TYPES[kind], [1, *image_shape(kind, image_size)])
+    graph = helper.make_graph(nodes, "preprocess", [picture], [image], initializer=constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="hpedge")
     model.ir_version = 8
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def image_shape(kind: str, size: int) -> tuple[int, int, int]:
+    """Of one image as a model that takes ``kind`` wants it."""
+    return (size, size, 3) if kind == "uint8" else (3, size, size)
 
 
 def normalisation(
@@ -43,7 +52,7 @@ def normalisation(
         *(_constant(f"normalise.{name}", np.float32(x).reshape(1, 3, 1, 1)) for name, x in by_channel.items()),
     ]
     nodes = [
-        helper.make_node("Cast", [source], ["normalise.real"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Cast", [source], ["normalise.real"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["normalise.real", "normalise.levels"], ["normalise.unit"]),
         helper.make_node("Sub", ["normalise.unit", "normalise.mean"], ["normalise.centred"]),
         helper.make_node("Div", ["normalise.centred", "normalise.std"], ["normalise.done"]),
@@ -75,7 +84,7 @@ def _resize(size: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         helper.make_node("Mul", ["narrow", "two"], ["twice"]),
         helper.make_node("Max", ["twice", "zero"], ["least"]),
         helper.make_node("Greater", ["shrink", "least"], ["tall"]),
-        helper.make_node("Cast", ["narrow"], ["wide"], to=onnx.TensorProto.BOOL),
+        helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.BOOL),
         helper.make_node("And", ["tall", "wide"], ["vertical_first"]),
         helper.make_node("Where", ["vertical_first", "size", "height"], ["height_between"]),
         helper.make_node("Where", ["vertical_first", "width", "size"], ["width_between"]),

@@ -5,27 +5,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hpdval_edge.bundle import MODEL, Bundle
-from hpdval_edge.errors import UsageError
-from hpdval_edge.export.preprocess_graph import normalisation
-
-IMAGE_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
-
-
-def image_type(bundle: Bundle) -> int:
-    """ONNX element type of model.onnx's ``image``.
-
-    Raises:
-        UsageError: it is none that preprocessing here can give.
-    """
-    return _checked_type(_graph_input(onnx.load_from_string(bundle.read(MODEL)), "image"))
+from hpdval_edge.export.preprocess_graph import ELEMENT_TYPES, normalisation
 
 
 def served_model(bundle: Bundle, *, levels: bool = False) -> onnx.ModelProto:
-    """model.onnx with both banks as constants: ``image`` [B, 3, S, S] -> scores [B, C], patch_scores [B, N, C].
+    """model.onnx with both banks as constants: ``image`` -> scores [B, C], patch_scores [B, N, C].
 
     Args:
-        levels: Take ``pixels`` float32 [B, 3, S, S], RGB levels of 0 to 255, instead of ``image``, and normalise them
-            inside, for servers that can scale all channels by one factor only.
+        levels: Take ``pixels`` float32 [B, 3, S, S], RGB levels of 0 to 255, instead of ``image``, whatever that is,
+            and normalise them inside: for servers that can scale all channels by one factor only.
     """
     manifest = bundle.manifest
     model = onnx.load_from_string(bundle.read(MODEL))
@@ -52,13 +40,18 @@ def served_model(bundle: Bundle, *, levels: bool = False) -> onnx.ModelProto:
 
 
 def _take_levels(model: onnx.ModelProto, bundle: Bundle) -> None:
-    """Put normalising before the first node; the input is called ``pixels`` then."""
+    """Put what makes ``image`` of ``pixels`` before the first node."""
     manifest, graph = bundle.manifest, model.graph
-    image = _graph_input(model, "image")
-    dtype = _checked_type(image)
-    size = manifest.image_size
-    nodes, constants = normalisation("pixels", "image", mean=manifest.mean, std=manifest.std, dtype=dtype)
-    graph.input.remove(image)
+    size, constants = manifest.image_size, []
+    if manifest.input == "uint8":
+        nodes = [
+            helper.make_node("Transpose", ["pixels"], ["pixels.last"], perm=[0, 2, 3, 1]),
+            helper.make_node("Cast", ["pixels.last"], ["image"], to=TensorProto.UINT8),
+        ]
+    else:
+        dtype = ELEMENT_TYPES[manifest.input]
+        nodes, constants = normalisation("pixels", "image", mean=manifest.mean, std=manifest.std, dtype=dtype)
+    graph.input.remove(_graph_input(model, "image"))
     graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, size, size]))
     graph.initializer.extend(constants)
     rest = list(graph.node)
@@ -68,12 +61,3 @@ def _take_levels(model: onnx.ModelProto, bundle: Bundle) -> None:
 
 def _graph_input(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
     return next(value for value in model.graph.input if value.name == name)
-
-
-def _checked_type(image: onnx.ValueInfoProto) -> int:
-    dtype = image.type.tensor_type.elem_type
-    if dtype not in IMAGE_TYPES:
-        raise UsageError(
-            f"{MODEL} takes images as {TensorProto.DataType.Name(dtype)}; a server can be set up for FLOAT or FLOAT16."
-        )
-    return dtype

@@ -14,13 +14,14 @@ from hpdval_edge.atomic import new_folder
 from hpdval_edge.bundle import Bundle
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export import serving_configs as configs
-from hpdval_edge.export.preprocess_graph import preprocess_graph
-from hpdval_edge.export.served_model import image_type, served_model
+from hpdval_edge.export.preprocess_graph import image_shape, preprocess_graph
+from hpdval_edge.export.served_model import served_model
 
 README = "README.md"
 # The largest batch of every configuration and trtexec line written.
 MAX_BATCH = 32
-TYPE_NAMES = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.FLOAT16: "TYPE_FP16"}
+# Triton's, of each of `images.INPUTS`.
+TYPE_NAMES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,9 @@ def write(bundle: Bundle, target: str, tolerance: float) -> Served:
 
 
 def _write_triton(folder: Path, bundle: Bundle) -> None:
-    manifest, values, dtype = bundle.manifest, _values(bundle), image_type(bundle)
-    values |= {"input": "image", "type_name": TYPE_NAMES[dtype], "labels": json.dumps(_labels(bundle))}
-    graph = preprocess_graph(image_size=manifest.image_size, mean=manifest.mean, std=manifest.std, dtype=dtype)
+    manifest, size, kind = bundle.manifest, bundle.manifest.image_size, bundle.manifest.input
+    values = {**_values(bundle, "image", kind), "labels": json.dumps(_labels(bundle))}
+    graph = preprocess_graph(image_size=size, mean=manifest.mean, std=manifest.std, kind=kind)
     preprocess = folder / values["preprocess"]
     _write_text(preprocess / "config.pbtxt", configs.PREPROCESS, {**values, "name": preprocess.name})
     _save(graph, preprocess)
@@ -93,7 +94,7 @@ def _write_triton(folder: Path, bundle: Bundle) -> None:
 
 
 def _write_deepstream(folder: Path, bundle: Bundle) -> None:
-    values = {**_values(bundle), "input": "pixels", "type_name": "TYPE_FP32"}
+    values = _values(bundle, "pixels", "float32")
     _write_recogniser(folder / "models", bundle, served_model(bundle, levels=True), values)
     _write_text(folder / "nvinferserver.txt", configs.DEEPSTREAM, values)
     _write_text(folder / README, configs.DEEPSTREAM_README, values)
@@ -114,16 +115,20 @@ def _write_recogniser(repository: Path, bundle: Bundle, model: onnx.ModelProto, 
     _save(model, folder)
 
 
-def _values(bundle: Bundle) -> dict[str, object]:
-    """What the texts of both targets name."""
+def _values(bundle: Bundle, image: str, kind: str) -> dict[str, object]:
+    """What the texts of both targets name; ``image`` is the recogniser's input, of ``kind``."""
     manifest = bundle.manifest
+    shape = image_shape(kind, manifest.image_size)
     return {
+        "input": image,
+        "type_name": TYPE_NAMES[kind],
+        "dims": ", ".join(map(str, shape)),
+        "shape": "x".join(map(str, shape)),
         "name": manifest.name,
         "preprocess": f"{manifest.name}_preprocess",
         "recogniser": f"{manifest.name}_recogniser",
         "bundle": bundle.path.name,
         "precision": manifest.precision,
-        "size": manifest.image_size,
         "classes": len(manifest.labels),
         "patches": manifest.grid[0] * manifest.grid[1],
         "width": manifest.embed_dim,

@@ -7,13 +7,13 @@ nvinferserver's PluginControl (docs.nvidia.com/metropolis/deepstream, Gst-nvinfe
 from string import Template
 
 PREPROCESS = Template("""\
-# uint8 [H, W, 3] RGB of any size -> $type_name [1, 3, $size, $size]. Pictures of several sizes cannot share a batch,
+# uint8 [H, W, 3] RGB of any size -> $type_name [1, $dims]. Pictures of several sizes cannot share a batch,
 # so each is a request of its own; the recogniser behind it batches.
 name: "$name"
 platform: "onnxruntime_onnx"
 max_batch_size: 0
 input [ { name: "picture" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] } ]
-output [ { name: "image" data_type: $type_name dims: [ 1, 3, $size, $size ] } ]
+output [ { name: "image" data_type: $type_name dims: [ 1, $dims ] } ]
 # One thread for each instance; more instances take more pictures at once.
 instance_group [ { kind: KIND_CPU count: 2 } ]
 parameters { key: "intra_op_thread_count" value { string_value: "1" } }
@@ -30,7 +30,7 @@ RECOGNISER = Template("""\
 name: "$name"
 platform: "$platform"
 max_batch_size: $max_batch
-input [ { name: "$input" data_type: $type_name dims: [ 3, $size, $size ] } ]
+input [ { name: "$input" data_type: $type_name dims: [ $dims ] } ]
 output [
   { name: "scores" data_type: TYPE_FP32 dims: [ $classes ] label_filename: "labels.txt" },
   { name: "patch_scores" data_type: TYPE_FP32 dims: [ $patches, $classes ] }
@@ -42,12 +42,12 @@ model_warmup [
   {
     name: "one image"
     batch_size: 1
-    inputs { key: "$input" value { data_type: $type_name dims: [ 3, $size, $size ] zero_data: true } }
+    inputs { key: "$input" value { data_type: $type_name dims: [ $dims ] zero_data: true } }
   },
   {
     name: "a full batch"
     batch_size: $max_batch
-    inputs { key: "$input" value { data_type: $type_name dims: [ 3, $size, $size ] zero_data: true } }
+    inputs { key: "$input" value { data_type: $type_name dims: [ $dims ] zero_data: true } }
   }
 ]
 """)
@@ -90,7 +90,7 @@ infer_config {
   gpu_ids: [ 0 ]
   max_batch_size: $max_batch
   backend {
-    inputs [ { name: "pixels" dims: [ 3, $size, $size ] data_type: TENSOR_DT_FP32 } ]
+    inputs [ { name: "pixels" dims: [ $dims ] data_type: TENSOR_DT_FP32 } ]
     outputs [ { name: "scores" }, { name: "patch_scores" } ]
     triton {
       model_name: "$recogniser"
@@ -128,7 +128,7 @@ after the other in ONNX Runtime, on the bundle's golden pictures.
 | model | takes | gives |
 | --- | --- | --- |
 | $name | picture: uint8 [H, W, 3], RGB, any size | scores [1, $classes], patch_scores [1, $patches, $classes] |
-| $preprocess | picture | image [1, 3, $size, $size] |
+| $preprocess | picture | image [1, $dims] |
 | $recogniser | image, up to $max_batch of them | scores, patch_scores |
 
 The text banks are inside the recogniser's model.onnx: other labels or thresholds need a new export. Clients get labels
@@ -140,8 +140,8 @@ An engine of TensorRT 10 in place of ONNX Runtime, made with the server's own Te
 (TensorRT 11 is always strongly typed and may not know that option):
 
     cd $recogniser/1
-    trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped --minShapes=image:1x3x${size}x$size \\
-        --optShapes=image:8x3x${size}x$size --maxShapes=image:${max_batch}x3x${size}x$size
+    trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped --minShapes=image:1x$shape \\
+        --optShapes=image:8x$shape --maxShapes=image:${max_batch}x$shape
 
 and `tritonserver --model-repository=/models --model-config-name=tensorrt`, which takes `configs/tensorrt.pbtxt` where a
 model has one.
@@ -149,9 +149,9 @@ model has one.
 $bundle/model.onnx takes the text banks as inputs; for more labels than these $classes raise --maxShapes:
 
     trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped \\
-        --minShapes=image:1x3x${size}x$size,text_global:1x$width,text_local:1x$width \\
-        --optShapes=image:8x3x${size}x$size,text_global:${classes}x$width,text_local:${classes}x$width \\
-        --maxShapes=image:${max_batch}x3x${size}x$size,text_global:${classes}x$width,text_local:${classes}x$width
+        --minShapes=image:1x$shape,text_global:1x$width,text_local:1x$width \\
+        --optShapes=image:8x$shape,text_global:${classes}x$width,text_local:${classes}x$width \\
+        --maxShapes=image:${max_batch}x$shape,text_global:${classes}x$width,text_local:${classes}x$width
 """)
 
 DEEPSTREAM_README = Template("""\
@@ -170,7 +170,7 @@ An engine of TensorRT 10 in place of ONNX Runtime, made on the device (TensorRT 
 know that option):
 
     cd models/$recogniser
-    trtexec --onnx=1/model.onnx --saveEngine=1/model.plan --stronglyTyped --minShapes=pixels:1x3x${size}x$size \\
-        --optShapes=pixels:8x3x${size}x$size --maxShapes=pixels:${max_batch}x3x${size}x$size
+    trtexec --onnx=1/model.onnx --saveEngine=1/model.plan --stronglyTyped --minShapes=pixels:1x$shape \\
+        --optShapes=pixels:8x$shape --maxShapes=pixels:${max_batch}x$shape
     cp configs/tensorrt.pbtxt config.pbtxt
 """)

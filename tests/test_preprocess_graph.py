@@ -1,26 +1,25 @@
 """Preprocessing as an ONNX graph: in ONNX Runtime the kernel's levels, to one."""
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from PIL import Image
 
 from hpdval_edge.export.preprocess_graph import preprocess_graph
-from hpdval_edge.images import squash_normalise
+from hpdval_edge.images import model_input
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 
-def run_graph(picture, size, dtype=onnx.TensorProto.FLOAT):
-    graph = preprocess_graph(image_size=size, mean=MEAN, std=STD, dtype=dtype).SerializeToString()
+def run_graph(picture, size, kind="float32"):
+    graph = preprocess_graph(image_size=size, mean=MEAN, std=STD, kind=kind).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return session.run(["image"], {"picture": picture})[0]
 
 
 def levels_apart(picture, size):
     """Largest difference of the graph's result to the kernel's, in grey levels."""
-    off = run_graph(picture, size) - squash_normalise([picture], size, MEAN, STD)
+    off = run_graph(picture, size) - model_input([picture], size, MEAN, STD, "float32")
     return (np.abs(off) * np.reshape(STD, (1, 3, 1, 1)) * 255).max()
 
 
@@ -55,9 +54,10 @@ def test_the_graph_preprocesses_photos_as_the_kernel_does(shared_data):
             assert levels_apart(picture, 160) <= 1.001
 
 
-def test_the_graph_gives_half_precision_where_the_model_takes_it():
-    """Planted mistake: float32 always."""
+@pytest.mark.parametrize(("kind", "most"), [("float16", 0.02), ("uint8", 1)])
+def test_the_graph_gives_what_the_model_takes(kind, most):
+    """Planted mistakes: float32 always, levels with the channels first."""
     picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    image = run_graph(picture, 32, onnx.TensorProto.FLOAT16)
-    assert image.dtype == np.float16
-    assert np.abs(image - squash_normalise([picture], 32, MEAN, STD)).max() < 0.02
+    image, expected = run_graph(picture, 32, kind), model_input([picture], 32, MEAN, STD, kind)
+    assert (image.dtype, image.shape) == (expected.dtype, expected.shape)
+    assert np.abs(image.astype(np.float32) - expected).max() <= most

@@ -18,11 +18,14 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from PIL import Image
 
-from hpdval_edge.bundle import Bundle, load_bundle
+from hpdval_edge.bundle import load_bundle, sha256
 from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export import export as module
 from hpdval_edge.export import served_model, serving
+from hpdval_edge.export.deployed import Deployed
+from hpdval_edge.export.graph import write_onnx
 from hpdval_edge.predictor import Predictor
+from hpdval_edge.training.model import load_model
 from hpdval_edge.training.run_folder import find_run
 
 TYPES = {
@@ -345,21 +348,19 @@ def wrong_model(bundle):
     return served_model.served_model(turned)
 
 
-@pytest.mark.parametrize("kind", ["FLOAT16", "UINT8"])
-def test_the_type_of_the_models_image_decides(tiny_bundle, tmp_path, monkeypatch, kind):
-    """Planted mistake: TYPE_FP32 whatever the model takes."""
+@pytest.mark.parametrize(
+    ("kind", "tensor"), [("float16", "TYPE_FP16 dims: [ 3, 32, 32 ]"), ("uint8", "TYPE_UINT8 dims: [ 32, 32, 3 ]")]
+)
+def test_what_the_model_takes_decides(tiny_run, tiny_bundle, tmp_path, kind, tensor):
+    """Planted mistakes: TYPE_FP32 whatever the model takes, levels handed over with the channels first."""
     bundle = load_bundle(shutil.copytree(tiny_bundle, tmp_path / "birds.hpedge"))
-    model = onnx.load_from_string(bundle.read("model.onnx"))
-    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DataType.Value(kind)
-    read = Bundle.read
-    monkeypatch.setattr(
-        Bundle, "read", lambda self, name: model.SerializeToString() if name == "model.onnx" else read(self, name)
-    )
-    if kind == "UINT8":
-        with pytest.raises(UsageError, match=r"model\.onnx takes images as UINT8; .* FLOAT or FLOAT16"):
-            serving.write(bundle, "triton-repo", 2e-3)
-        return
-    assert serving.write(bundle, "triton-repo", 1e-2).max_error < 1e-2
-    assert serving.write(bundle, "deepstream", 1e-2).max_error < 1e-2
+    model, _, _ = load_model(tiny_run / "runs" / "tiny" / "weights" / "best.safetensors")
+    path = bundle.path / "model.onnx"
+    write_onnx(Deployed(model, half=True, image_dtype=kind), path, image_size=32, embed_dim=24)
+    files = {**bundle.manifest.files, "model.onnx": sha256(path.read_bytes())}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, input=kind, files=files))
+    for target in serving.TARGETS:
+        assert serving.write(bundle, target, 2e-3).max_error <= 2e-3
     config = (tmp_path / "birds.triton-repo" / "tiny_recogniser" / "config.pbtxt").read_text()
-    assert 'name: "image" data_type: TYPE_FP16 dims: [ 3, 32, 32 ]' in config
+    assert f'name: "image" data_type: {tensor}' in config
+    assert shapes_of(tmp_path / "birds.triton-repo" / "tiny_recogniser" / "1" / "model.onnx")[0].keys() == {"image"}
