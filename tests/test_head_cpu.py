@@ -157,7 +157,7 @@ def rounded_cosines(patches, text_local):
 def test_int16_is_the_rounded_product_exactly(isa, shape):
     """Every width of the last panel and every remainder of rows; text and patches differ by one rounding at most.
 
-    Planted: the second of a pair left out, rounding towards zero, the first pass's sums read as floats; each failed.
+    Planted: the second of a pair left out, rounding towards zero; both failed.
     """
     cls, patches, text_global, text_local = make(shape)
     bank = TextBank(text_global, text_local, precision="int16")
@@ -178,7 +178,8 @@ def test_int16_is_the_rounded_product_exactly(isa, shape):
 def test_int16_error_is_as_stated(isa, rows, width):
     """At most sqrt(E) / 32767 whatever the rows, 1.3e-5 as a root mean square of random ones, and no overflow.
 
-    Planted: 65535 for 32767 (one-hot rows overflow), depth rounded down (odd widths lose a number); both failed.
+    Planted: 65535 for 32767 (one-hot rows overflow), the first pass's sums taken for floats; both failed. A depth
+    rounded down divided by zero at E = 1.
     """
     arrays = make((2, 40, 30, width))
     if rows != "gaussian":
@@ -197,7 +198,7 @@ def test_int16_error_is_as_stated(isa, rows, width):
 @pytest.mark.skipif(ON_ARM, reason="int16 is not faster on Arm and refused there")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_int16_with_threads_and_half_precision(isa, monkeypatch, threads):
-    """Planted: scratch without room for the rounded patches; failed."""
+    """Planted: scratch without room for the rounded patches; crashed."""
     monkeypatch.setattr("hpdval_edge.kernels.head_cpu.threads_for", lambda products: threads)
     cls, patches, text_global, text_local = make((3, 500, 97, 515))
     bank = TextBank(text_global, text_local, precision="int16")
@@ -256,7 +257,7 @@ def test_sizes_that_no_memory_holds_are_refused(isa):
 def test_any_shape_and_any_value(shape, k, alpha, seed, poison):
     """Zero, tiny, huge, infinite and NaN rows at random places follow the specification, NaN included.
 
-    Planted: bad patches not counted, bad text rows not counted; both failed.
+    Planted: bad patches not counted, bad text rows not counted; both failed, the first with int16, too.
     """
     arrays = make(shape, seed)
     rng = np.random.default_rng(seed)

@@ -17,12 +17,11 @@ constexpr bool FAST_PAIRS = true;
 constexpr bool FAST_PAIRS = false;
 #endif
 
-// To the nearest int16, ties to even. What is beyond, or NaN, becomes one of the two ends.
+// Numbers within +-32767 to the nearest, ties to even. Of NaN comes any number: the scores of such a row are NaN.
 template <int LANES>
 HPDVAL_INLINE Ints<LANES> round_to_int16(Floats<LANES> x) {
     const Floats<LANES> shift = broadcast<LANES>(0x1.8p23f);  // so large that the sum has no bits for a fraction
-    const Floats<LANES> within = larger(smaller(x, broadcast<LANES>(32767.0f)), broadcast<LANES>(-32767.0f));
-    return (Ints<LANES>)(within + shift) - (Ints<LANES>)shift;
+    return (Ints<LANES>)(x + shift) - (Ints<LANES>)shift;
 }
 
 // The lower halves of the lanes, one after the other: LANES / 2 pairs.
