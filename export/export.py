@@ -47,7 +47,8 @@ from hpdval_edge.training.thresholds import parse_objective
 ENGINES = ("onnx", "torchscript", "pt2")
 TARGETS = (*ENGINES, *serving.TARGETS)
 LAST_EXPORT = RUNS / "last-export"
-# Largest |score - float32 PyTorch's score| that an export may show on its golden pictures.
+# Largest |score - float32 PyTorch's score| that an export may show on its golden pictures. Of int8 it finds what is
+# broken (the demo's is 0.07 on its validation pictures); the budget of mAP says what is good.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "int8": 1e-1, "int8-fp16": 1e-1}
 
 

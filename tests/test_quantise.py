@@ -253,10 +253,12 @@ def work(tiny_run, monkeypatch):
     return tiny_run
 
 
+@pytest.mark.slow
 def test_int8_export_end_to_end(work, tmp_path, monkeypatch, run_hpedge):
-    """Planted mistakes: the float model kept, thresholds of float32, no word about few pictures."""
-    speeds = iter([int8.Speed(1.5, 1.4, 1.6, 9), int8.Speed(1.1, 0.9, 1.2, 9)])
-    monkeypatch.setattr(int8, "measure_speed", lambda *_: next(speeds))
+    """Planted mistakes: the float model kept, the speed not looked at, no word about few pictures."""
+    checked = []
+    monkeypatch.setattr(int8, "measure_speed", lambda *_: int8.Speed(1.5, 1.4, 1.6, 9))
+    monkeypatch.setattr(int8, "check_speed", lambda speed, _: checked.append(speed.low))
     (work / "hpedge.toml").write_text("[export]\nint8_budget = 30.0\n")
     out = tmp_path / "small.hpedge"
     code, text, err = run_hpedge("export", "tiny", "--int8", "--out", out)
@@ -269,12 +271,10 @@ def test_int8_export_end_to_end(work, tmp_path, monkeypatch, run_hpedge):
     kinds = {node.op_type for node in onnx.load_from_string(bundle.read("model.onnx")).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} < kinds
     assert "int8" in find_run("tiny").read_json("thresholds.json")
-    code, _, err = run_hpedge("export", "tiny", "--int8", "--out", out)
-    assert code == 1
-    assert "int8 is not faster than float32 on this CPU: 1.10x" in err
-    assert load_bundle(out).manifest.precision == "int8"
+    assert checked == [1.4]
 
 
+@pytest.mark.slow
 def test_int8_of_halves_is_not_timed(work, tmp_path, monkeypatch, run_hpedge):
     """Planted mistake: float32 weights beside the integers."""
     monkeypatch.setattr(int8, "measure_speed", None)
@@ -305,8 +305,8 @@ def test_a_loss_beyond_the_budget_is_refused():
     int8.check_budget(replace(accuracy, float_map=50.0, int8_map=60.0), 1.0)
 
 
-def test_speed_is_measured_in_pairs(float_model, image, monkeypatch):
-    """Planted mistake: the ratio upside down."""
+def test_speed_is_measured_in_pairs(monkeypatch):
+    """Planted mistakes: the ratio upside down, the median in place of the lower quartile."""
     monkeypatch.setattr(int8, "SECONDS", 0.0)
     ticks = iter(range(10_000))
     monkeypatch.setattr(int8.time, "perf_counter", lambda: next(ticks))
@@ -322,6 +322,7 @@ def test_speed_is_measured_in_pairs(float_model, image, monkeypatch):
     monkeypatch.setattr(int8, "open_session", Session)
     speed = int8.measure_speed(5, 2, {})
     assert (speed.median, speed.low, speed.high, speed.pairs) == (2, 2, 2, int8.FEWEST_PAIRS)
+    int8.check_speed(speed, int8.Accuracy(50, 50, 0, 0, 1, 1))
     with pytest.raises(CheckFailed, match="not faster"):
         int8.check_speed(replace(speed, low=1.0), int8.Accuracy(50, 50, 0, 0, 1, 1))
 
@@ -349,13 +350,16 @@ print(kinds.count(trt.LayerType.QUANTIZE), kinds.count(trt.LayerType.DEQUANTIZE)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rules"), [("fp32", CPU), ("fp16", TENSORRT)])
 def test_tensorrt_rtx_builds_it(float_model, image, tmp_path, name, rules):
     """Without a GPU; in a process of its own, for the library may abort. Planted mistake: a scale of 0."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     paths, banks = float_model
     model = load_graph(str(paths[name]))
-    rounded = quantise(model, largest_values(model, image, banks, rules), unsigned=(), rules=rules)
+    limits = largest_values(model, image, banks, rules)
+    limits[next(iter(limits))] = 0.0
+    rounded = quantise(model, limits, unsigned=(), rules=rules)
     onnx.save(rounded, tmp_path / "model.onnx")
     done = subprocess.run(
         [sys.executable, "-c", RTX, tmp_path / "model.onnx"], capture_output=True, text=True, timeout=300
