@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 DOUBLES = Path(__file__).with_name("doubles")
@@ -137,6 +138,20 @@ def test_what_cannot_be_built_is_one_sentence(board):
         assert done.returncode == code, done.stderr
         assert words in done.stderr and "Traceback" not in done.stderr
     assert builds(board) == []
+
+
+def test_eight_bits_for_cpus_are_refused(tiny_bundle):
+    """TensorRT reads uint8 as int8 with a warning. Planted mistake: any uint8 constant counts."""
+    import onnx
+
+    from hpdval_edge.trt.graph_edits import has_unsigned, read_model
+
+    model = read_model((tiny_bundle / "model.onnx").read_bytes())
+    zero = onnx.numpy_helper.from_array(np.uint8(0), "zero")
+    model.graph.initializer.append(zero)
+    assert not has_unsigned(model)
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["cls", "scale", "zero"], ["rounded"]))
+    assert has_unsigned(model)
 
 
 ENGINE = """

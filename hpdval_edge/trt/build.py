@@ -119,6 +119,11 @@ def build_engine(bundle: Bundle, options: BuildOptions, *, allow: bool = True) -
     flavour = load_flavour(options.backend)
     chips, gpu = _chips(flavour, options)
     model = graph_edits.read_model(bundle.read(MODEL))
+    if graph_edits.has_unsigned(model):
+        raise UsageError(
+            f"bundle {bundle.path} has 8 bits for CPUs (uint8, which TensorRT takes for int8); export it again with "
+            "--int8 --fp16."
+        )
     head = choose_head(flavour, bundle, options.head, chips, graph_edits.element_type(model))
     folder = options.folder or engines_folder(bundle.path)
     request = _Request(bundle, flavour, options, chips, gpu, head, _shapes(bundle, options), folder)

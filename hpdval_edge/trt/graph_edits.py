@@ -15,7 +15,7 @@ BANKS = ("text_global", "text_local")
 BORDER = ("cls", "patches")
 # Of the plugin that carries the head (kernels/plugin).
 NODE, DOMAIN = "DualViewScores", "hpdval_edge"
-FLOAT, FLOAT16 = 1, 10
+FLOAT, UINT8, FLOAT16 = 1, 2, 10
 
 
 def read_model(data: bytes) -> "ModelProto":
@@ -40,6 +40,12 @@ def read_model(data: bytes) -> "ModelProto":
     if not {*BORDER} <= made:
         raise BadData("model.onnx does not name the head's inputs (cls, patches); export the bundle again.")
     return model
+
+
+def has_unsigned(model: "ModelProto") -> bool:
+    """Whether activations are rounded to uint8, which TensorRT would read as int8 and clip at half their range."""
+    unsigned = {tensor.name for tensor in model.graph.initializer if tensor.data_type == UINT8}
+    return any(node.op_type == "QuantizeLinear" and {*node.input} & unsigned for node in model.graph.node)
 
 
 def element_type(model: "ModelProto") -> str:
