@@ -56,6 +56,7 @@ struct TextBank {
     const float* local;          // packed; null in a bank of int16
     const int32_t* local_pairs;  // the same in int16, numbers 2i and 2i + 1 of a row as number i; null in float32
     const float* poison;  // [C, rounded up to whole vectors]: 0, or NaN where a text row holds a NaN or an infinity
+    const float* local_poison;  // the same of the local rows alone
 };
 
 // Images and panels [first, last) that one call computes.

@@ -164,9 +164,10 @@ private:
         }
         memcpy(arrays_.scores + b * bank_.classes + first, out, count * sizeof(float));
         if (arrays_.patch_scores == nullptr) return;
-        for (size_t n = 0; n < shape_.patches; ++n)
-            memcpy(arrays_.patch_scores + (b * shape_.patches + n) * bank_.classes + first, similarity + n * width,
-                   count * sizeof(float));
+        for (size_t n = 0; n < shape_.patches; ++n) {
+            float* to = arrays_.patch_scores + (b * shape_.patches + n) * bank_.classes + first;
+            for (size_t c = 0; c < count; ++c) to[c] = similarity[n * width + c] + bank_.local_poison[first + c];
+        }
     }
 
     // One slice of the depth. Each call of `multiply` fetches `lines` of the slice that comes next: the bank may be

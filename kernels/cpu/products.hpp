@@ -63,7 +63,8 @@ struct Int16Product {
         memcpy(rest, row + e, (width - e) * sizeof(float));
         store_pairs<LANES>(last, round_to_int16<LANES>(load_unaligned<LANES>(rest) * scale));
         memcpy(pairs + e / 2, last, (depth(width) - e / 2) * sizeof(int32_t));
-        return 1.0f / (INT16_ONE * INT16_ONE);
+        // Integers cannot say that a row holds a NaN or an infinity.
+        return 1.0f / (INT16_ONE * INT16_ONE) + norm * 0;
     }
 
     template <int LANES>

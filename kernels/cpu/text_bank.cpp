@@ -34,18 +34,20 @@ PackedText::PackedText(const HeadIsa& isa, const float* text_global, const float
     : isa_(isa), panels_(make_panels(classes, isa)) {
     const bool narrow = precision == Precision::int16;
     const size_t padded = (classes + isa.lanes - 1) / isa.lanes * isa.lanes, depth = narrow ? (width + 1) / 2 : width;
-    const size_t size = padded * (width + depth + 1);
+    const size_t size = padded * (width + depth + 2);
     buffer_ = std::make_unique<Buffer>(size);
     std::fill_n(buffer_->data(), size, 0.0f);
     float *global = buffer_->data(), *local = global + padded * width;
     poison_ = local + padded * depth;
+    float* const local_poison = poison_ + padded;
     bank_ = {classes, width, isa.lanes * (isa.vectors + 1), panels_.size(), panels_.data(), global,
-             narrow ? nullptr : local, narrow ? reinterpret_cast<int32_t*>(local) : nullptr, poison_};
-    pack(text_global, global);
+             narrow ? nullptr : local, narrow ? reinterpret_cast<int32_t*>(local) : nullptr, poison_, local_poison};
     if (narrow)
         pack(text_local, reinterpret_cast<int16_t*>(local));
     else
         pack(text_local, local);
+    std::copy_n(poison_, padded, local_poison);
+    pack(text_global, global);
 }
 
 template <class Number>
