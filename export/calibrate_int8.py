@@ -9,7 +9,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from hpdval_edge.bundle import Manifest
 from hpdval_edge.export.quantise import Rules, layers, quantise, quantised_tensors
-from hpdval_edge.export.ranges import METHODS, Histogram
+from hpdval_edge.export.ranges import METHODS, Histogram, limit
 from hpdval_edge.export.smooth import norms, smooth
 from hpdval_edge.images import model_input
 from hpdval_edge.progress import progress
@@ -154,8 +154,9 @@ def calibrate(
     images = list(batches(held_out, manifest))
     expected = scores_of(model, images, banks)
     made, errors = {}, {}
-    for method, limit in METHODS.items():
-        limits = {name: limit(histogram) for name, histogram in found.items()}
+    levels = {name: 256 if rules.unsigned and name in unsigned else 128 for name in found}
+    for method in METHODS:
+        limits = {name: limit(histogram, method, levels[name]) for name, histogram in found.items()}
         made[method] = quantise(model, limits, unsigned=unsigned, rules=rules)
         difference = scores_of(made[method], images, banks).astype(np.float64) - expected
         errors[method] = float(np.sqrt(np.square(difference).mean()))

@@ -161,6 +161,8 @@ def measure_accuracy(
 
 def compare_scores(exact: np.ndarray, rounded: np.ndarray, targets: np.ndarray, objective: Objective) -> Accuracy:
     """Accuracy of scores float32 [n, C] against those of float32 PyTorch."""
+    if not np.isfinite(rounded).all():
+        raise CheckFailed("int8 gives scores that are no numbers; nothing was written. Export without --int8.")
     if not targets.any():
         raise BadData(f"none of the {len(targets)} validation pictures has a label; int8 cannot be measured.")
     chosen = [scores >= fit(scores, targets, objective).values for scores in (exact, rounded)]
@@ -176,7 +178,7 @@ def compare_scores(exact: np.ndarray, rounded: np.ndarray, targets: np.ndarray, 
 
 def check_budget(accuracy: Accuracy, budget: float) -> None:
     """CheckFailed where more than ``budget`` points of mAP are lost."""
-    if accuracy.loss > budget:
+    if not accuracy.loss <= budget:
         raise CheckFailed(
             f"int8 loses {accuracy.loss:.2f} points of mAP ({accuracy}) and export.int8_budget allows {budget:g}; "
             "nothing was written. Export with --fp16."

@@ -1,8 +1,5 @@
 """How far the values of a tensor reach, from many pictures: histograms, and the two ways to cut their tails."""
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 
 BINS = 4096
@@ -52,13 +49,12 @@ class Histogram:
         below = self.zeros + np.cumsum(self.counts)
         return float((np.searchsorted(below, share / 100 * below[-1]) + 1) * self.width)
 
-    def entropy(self) -> float:
+    def entropy(self, levels: int) -> float:
         """Bin edge at which clipping and rounding to 8 bits lose least, by the Kullback-Leibler divergence.
 
         Migacz, 8-bit inference with TensorRT, GTC 2017: the clipped histogram, outliers in its last bin, against the
-        same merged into as many levels as the integers have.
+        same merged into as many ``levels`` as the integers have on one side of 0.
         """
-        levels = 128 if self.negative else 256
         used = np.flatnonzero(self.counts)
         last = int(used[-1]) + 1 if used.size else 0
         if last <= levels:
@@ -83,7 +79,14 @@ def _divergence(counts: np.ndarray, edge: int, levels: int) -> float:
     return float((p[some] * np.log(p[some] / np.maximum(q[some], SMALLEST))).sum())
 
 
-METHODS: dict[str, Callable[[Histogram], float]] = {
-    "entropy": Histogram.entropy,
-    **{f"percentile {share}": partial(Histogram.percentile, share=share) for share in (99.9, 99.99, 99.999)},
+# Name -> the percentile's share, None for entropy.
+METHODS: dict[str, float | None] = {
+    "entropy": None,
+    **{f"percentile {share}": share for share in (99.9, 99.99, 99.999)},
 }
+
+
+def limit(histogram: Histogram, method: str, levels: int) -> float:
+    """Where ``method`` cuts a tensor's tails that is rounded to so many levels on one side of 0."""
+    share = METHODS[method]
+    return histogram.entropy(levels) if share is None else histogram.percentile(share)

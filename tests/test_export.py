@@ -148,6 +148,22 @@ def test_an_export_that_differs_is_refused_and_the_old_bundle_stays(work, tiny_b
     assert not list(tiny_bundle.parent.glob(".*partial"))
 
 
+def test_scores_that_are_no_numbers_are_refused(work, tmp_path, monkeypatch):
+    """Planted mistake: NaN is not larger than what is allowed."""
+    original = Deployed.score
+
+    def poisoned(self, *tensors):
+        scores, patch_scores = original(self, *tensors)
+        return scores * float("nan"), patch_scores
+
+    monkeypatch.setattr(Deployed, "score", poisoned)
+    with pytest.raises(CheckFailed, match=r"differs from float32 PyTorch by nan.*nothing was written"):
+        module.export(find_run("tiny"), precision="fp16", targets=("onnx",), out=tmp_path / "nan.hpedge")
+    assert not (tmp_path / "nan.hpedge").exists()
+    with pytest.raises(UsageError, match="--to names no format"):
+        module.export(find_run("tiny"), precision="fp16", targets=(), out=None)
+
+
 def test_golden_scores_are_float32_pytorch(tiny_run, tiny_bundle):
     images, scores = load_bundle(tiny_bundle).golden()
     model, _, _ = load_model(tiny_run / "runs" / "tiny" / "weights" / "best.safetensors")
