@@ -33,6 +33,7 @@ from hpdval_edge.trt.heads import MODES
 
 STUDENTS = {"vit-ti": "vit_tiny_patch16_224", "vit-b": "vit_base_patch16_224"}
 SIZE, WIDTH, LABELS, GOLDENS = 224, 512, 80, 16
+DOCS = Path(sys.argv[0]).resolve().parents[1] / "docs"
 
 
 def random_bundle(name: str, folder: Path, capability: int) -> Bundle:
@@ -86,7 +87,7 @@ def attempt(bundle: Bundle, options: BuildOptions) -> tuple[Built | None, dict[s
     except HpedgeError as error:
         return None, {"works": False, "reason": str(error)}
     record = asdict(built.record)
-    kept = ("rung", "level", "max_error", "label_flips", "verified")
+    kept = ("rung", "level", "max_error", "label_flips")
     wall = round(time.perf_counter() - started, 1)
     megabytes = round(built.plan.path.stat().st_size / 1e6, 1)
     return built, {"works": True, "wall_s": wall, "plan_mb": megabytes, **{name: record[name] for name in kept}}
@@ -122,13 +123,18 @@ def run(bundle: Bundle, backend: str, batches: list[int], seconds: float, folder
         options = BuildOptions(backend, head=mode, batch=max(batches), folder=folder)
         built, row["builds"][mode] = attempt(bundle, options)
         print(f"{bundle.path.name} {backend} {mode}: {json.dumps(row['builds'][mode])}", file=sys.stderr, flush=True)
-        if built:
-            engines[mode] = TensorRTEngine(bundle, built.plan, load_flavour(backend))
+        try:
+            engines |= {mode: TensorRTEngine(bundle, built.plan, load_flavour(backend))} if built else {}
+        except HpedgeError as error:
+            row["builds"][mode] |= {"works": False, "reason": str(error)}
     manifest, pictures = bundle.manifest, bundle.golden()[0]
     for batch in batches if engines else ():
         images = [pictures[i % len(pictures)] for i in range(batch)]
         images = model_input(images, manifest.image_size, manifest.mean, manifest.std, manifest.input)
-        row["timings"][f"batch {batch}"] = interleave(engines, images, seconds)
+        try:
+            row["timings"][f"batch {batch}"] = interleave(engines, images, seconds)
+        except HpedgeError as error:
+            row["timings"][f"batch {batch}"] = {"reason": str(error)}
     return row
 
 
@@ -140,9 +146,7 @@ def versions() -> dict[str, str | None]:
             found[name] = load_flavour(name).module.__version__
         except HpedgeError:
             found[name] = None
-    for package in ("hpdval-edge", "cuda-bindings", "numpy"):
-        found[package] = version(package)
-    return found
+    return {**found, **{name: version(name) for name in ("hpdval-edge", "numpy")}}
 
 
 def main() -> None:
@@ -160,19 +164,20 @@ def main() -> None:
         sys.exit(error.exit_code)
     batches = [int(part) for part in arguments.batches.split(",")]
     today = date.today().isoformat()
-    out = arguments.out or Path("docs") / f"gpu-sm_{facts.capability}-{today}.json"
+    out = arguments.out or DOCS / f"gpu-sm_{facts.capability}-{today}.json"
     report = {"date": today, "command": " ".join(["python", *sys.argv]), "gpu": asdict(facts), "versions": versions()}
     report["bundles"] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         bundles = [load_bundle(path) for path in arguments.bundle]
         for bundle in bundles or (random_bundle(name, folder, facts.capability) for name in STUDENTS):
-            report["bundles"][bundle.path.name] = {
+            report["bundles"][str(bundle.path.name if not arguments.bundle else bundle.path)] = {
                 backend: run(bundle, backend, batches, arguments.seconds, folder / f"{bundle.path.stem}.engines")
                 for backend in MODULES
                 if report["versions"][backend]
             }
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            # After each, so that an end in the middle leaves what was measured.
+            out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(out)
 
 

@@ -128,8 +128,12 @@ def _lacks_for_tensorrt(machine: Machine, version: Version, module: bool, capabi
 def _lacks_for_engines(machine: Machine, capabilities: list[int]) -> str | None:
     if not capabilities:
         return "no NVIDIA GPU was found"
-    if not {"cuda-python", "cuda-bindings"} & machine.packages.keys():
+    ours = next((machine.packages[name] for name in ("cuda-bindings", "cuda-python") if name in machine.packages), None)
+    if ours is None:
         return "needs cuda-python: pip install 'hpdval-edge[tensorrt]'"
+    major, cuda = parse_version(ours)[:1], parse_version(machine.cuda or "")[:1]
+    if cuda and major > cuda:
+        return f"cuda-python {ours} is too new for CUDA {machine.cuda}: pip install 'cuda-python<{cuda[0] + 1}'"
     return None
 
 
@@ -166,10 +170,11 @@ def _board_notes(machine: Machine, jetpack: JetPack | None, chip: Chip | None) -
             f"JetPack {jetpack.name} has Python {dotted(jetpack.python)} and hpedge needs {dotted(OLDEST_PYTHON)} or "
             "later; install one beside it."
         )
-    yield from _power_notes(machine)
+    yield from power_notes(machine)
 
 
-def _power_notes(machine: Machine) -> Iterator[str]:
+def power_notes(machine: Machine) -> Iterator[str]:
+    """Whether the board could run faster, and how, by its own table."""
     name = machine.power_modes.get(machine.power_mode)
     fastest = next((number for number, mode in machine.power_modes.items() if mode.startswith("MAXN")), None)
     if name and fastest is not None and not name.startswith("MAXN"):

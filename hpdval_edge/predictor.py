@@ -49,6 +49,7 @@ class Predictor:
         top: choose the N best labels instead, whatever their scores.
         threads: CPU threads, 0 for the engine's own choice.
         build: whether a TensorRT engine that is not there yet may be built now, which takes minutes.
+        engines: folder of TensorRT engines; None is beside the bundle.
 
     Warns:
         PrecisionWarning: the bundle's thresholds and calibration were fitted at another precision.
@@ -63,9 +64,10 @@ class Predictor:
         top: int | None = None,
         threads: int = 0,
         build: bool = True,
+        engines: Path | None = None,
     ) -> None:
         self.bundle = model if isinstance(model, Bundle) else load_bundle(model)
-        self.engine = load_engine(self.bundle, backend, EngineOptions(threads, build))
+        self.engine = load_engine(self.bundle, backend, EngineOptions(threads, build, engines))
         warn_of_precision(self.bundle)
         self.top = top
         self.thresholds = _thresholds(threshold, self.bundle.thresholds)

@@ -6,22 +6,28 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from hpdval_edge.bundle import MODEL, PT2, TORCHSCRIPT, Bundle
-from hpdval_edge.errors import BadData, MissingDependency, UsageError
+from hpdval_edge.errors import BadData, HpedgeError, MissingDependency, UsageError
 
 PLANNED = ("openvino",)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """threads: of the CPU, 0 for the engine's own choice. build: whether TensorRT may build an engine now."""
+    """How to load an engine.
+
+    threads: of the CPU, 0 for the engine's own choice. build: whether TensorRT may build an engine now. engines: folder
+    of its engines; None is beside the bundle.
+    """
 
     threads: int = 0
     build: bool = True
+    engines: Path | None = None
 
 
 class Engine(Protocol):
@@ -143,7 +149,8 @@ def _load_tensorrt(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
         from hpdval_edge.trt.engine import TensorRTEngine
         from hpdval_edge.trt.flavour import load_flavour
 
-        built = build_engine(bundle, BuildOptions(name), allow=options.build)
+        # However it was built: `hpedge build` has options that this has not.
+        built = build_engine(bundle, BuildOptions(name, folder=options.engines), allow=options.build, any_=True)
         return TensorRTEngine(bundle, built.plan, load_flavour(name))
 
     return load
@@ -152,23 +159,32 @@ def _load_tensorrt(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
 def _lacks_tensorrt(name: str) -> Callable[[], str | None]:
     def lacks() -> str | None:
         from hpdval_edge.trt.cuda import open_cuda
-        from hpdval_edge.trt.flavour import MODULES, REMEDIES
+        from hpdval_edge.trt.flavour import MODULES, REMEDIES, load_flavour
 
         if importlib.util.find_spec(MODULES[name]) is None:
             return f"its Python module {MODULES[name]} is not installed; {REMEDIES[name]}"
+        if importlib.util.find_spec("onnx") is None:
+            return "it needs onnx; pip install 'hpdval-edge[tensorrt]'"
         try:
-            open_cuda()
-        except MissingDependency as error:
+            facts, flavour = open_cuda().facts(), load_flavour(name)
+            flavour.network_flags()
+        except HpedgeError as error:
             return str(error).rstrip(".")
-        return None
+        modes = flavour.head_modes((facts.capability,))
+        return None if None in modes.values() else modes["onnx"]
 
     return lacks
 
 
+def _for_cpus(bundle: Bundle) -> str | None:
+    """8 bits for CPUs may be unsigned, which TensorRT reads as signed; --int8 --fp16 is what it takes."""
+    return "8 bits are for CPUs here; export with --int8 --fp16" if bundle.manifest.precision == "int8" else None
+
+
 # Fastest first.
 BACKENDS = (
-    Backend("tensorrt", _load_tensorrt("tensorrt"), lambda bundle: None, _lacks_tensorrt("tensorrt")),
-    Backend("tensorrt-rtx", _load_tensorrt("tensorrt-rtx"), lambda bundle: None, _lacks_tensorrt("tensorrt-rtx")),
+    Backend("tensorrt", _load_tensorrt("tensorrt"), _for_cpus, _lacks_tensorrt("tensorrt")),
+    Backend("tensorrt-rtx", _load_tensorrt("tensorrt-rtx"), _for_cpus, _lacks_tensorrt("tensorrt-rtx")),
     Backend("onnxruntime", OnnxRuntimeEngine, _needs_file(MODEL, "--to onnx")),
     Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),
     Backend("pt2", Pt2Engine, _needs_file(PT2, "--to pt2")),

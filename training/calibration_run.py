@@ -90,8 +90,8 @@ def _calibrate_bundle(bundle: Bundle, pictures: LabelledImages, objective: Objec
 
 
 def bundle_entry(bundle: Bundle, pictures: LabelledImages, objective: Objective) -> dict[str, Any]:
-    """``fit_entry`` on the scores that the bundle's own engine gives."""
-    scorer = engine_scorer(bundle, load_engine(bundle))
+    """``fit_entry`` on the scores that the bundle gives on the CPU, where every machine has the same."""
+    scorer = engine_scorer(bundle, load_engine(bundle, "onnxruntime"))
     manifest = bundle.manifest
     return fit_entry(
         score_pictures(scorer, pictures, manifest.image_size),

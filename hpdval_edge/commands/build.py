@@ -47,13 +47,22 @@ def build(
     built = build_engine(load_bundle(bundle or last_export()), options)
     record = built.record
     if json_:
-        typer.echo(json.dumps({"engine": str(built.plan.path), "cached": built.cached, **asdict(record)}))
+        typer.echo(
+            json.dumps(
+                {
+                    "engine": str(built.plan.path),
+                    "cached": built.cached,
+                    "verified": bool(record.golden),
+                    **asdict(record),
+                }
+            )
+        )
         return
     typer.echo(
         f"{record.key.software}, {', '.join(record.key.chips)}, head {record.key.head.split()[0]}, {record.rung}: "
         + ("found, built before" if built.cached else f"built in {record.seconds:.0f} s at level {record.level}")
     )
-    if record.verified:
+    if record.golden:
         typer.echo(f"max |score difference| {record.max_error:.1e}; {record.label_flips} labels change")
     else:
         typer.echo("not checked: there is no GPU here; `hpedge infer` checks it on the first GPU that it runs on")

@@ -23,6 +23,7 @@ def infer(
     build: Annotated[
         bool, typer.Option("--build/--no-build", help="Build the TensorRT engine where there is none yet.")
     ] = True,
+    engines: Annotated[Path | None, typer.Option(help="Folder of TensorRT engines; else beside the bundle.")] = None,
 ) -> None:
     """Name what pictures show. A folder is searched for pictures; a bad picture is reported and the rest goes on.
 
@@ -48,6 +49,7 @@ def infer(
         top=top,
         threads=threads,
         build=build,
+        engines=engines,
     )
     failed = module.infer(predictor, images, format_=format_, overlay=overlay, batch=batch)
     raise typer.Exit(3 if failed else 0)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpdval_edge.atomic import disk_errors
 from hpdval_edge.bundle import GOLDEN, MODEL, Bundle, sha256
-from hpdval_edge.errors import CheckFailed, MissingDependency, UsageError
+from hpdval_edge.errors import CheckFailed, HpedgeError, MissingDependency, UsageError
 from hpdval_edge.images import model_input
 from hpdval_edge.machine import read_machine
 from hpdval_edge.platforms import dotted
@@ -19,9 +20,9 @@ from hpdval_edge.trt.builder import Job
 from hpdval_edge.trt.child import Failure, run_job
 from hpdval_edge.trt.cuda import GpuFacts, open_cuda
 from hpdval_edge.trt.engine import Plan, TensorRTEngine
-from hpdval_edge.trt.engine_cache import PLAN, EngineKey, EngineRecord, engines_folder, find_engine, keep_engine
+from hpdval_edge.trt.engine_cache import PLAN, EngineKey, EngineRecord, alone, engines_folder, find_engine, keep_engine
 from hpdval_edge.trt.flavour import Flavour, load_flavour
-from hpdval_edge.trt.heads import Head, choose_head
+from hpdval_edge.trt.heads import Head, choose_heads
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Largest |score - golden score| of an engine. Twice what an export may show, for TensorRT sums in an order of its own;
 # float32 more, whose products are TF32 on chips that have it.
 BUDGET = {"fp32": 2e-3, "fp16": 4e-3, "int8": 2e-1, "int8-fp16": 2e-1}
+# Precisions whose head takes half.
+HALVES = ("fp16", "int8-fp16")
 MAX_LABELS = 65536
 DEFAULT_LABELS = 1024
 LOWEST_LEVEL = 0
@@ -70,14 +73,17 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """Options made definite. chips: capabilities; gpu: the one at hand where it takes part; folder: for engines."""
+    """Options made definite.
+
+    chips: capabilities. gpu: the one at hand where it takes part. heads: to try, in this order. folder: for engines.
+    """
 
     bundle: Bundle
     flavour: Flavour
     options: BuildOptions
     chips: tuple[int, ...]
     gpu: GpuFacts | None
-    head: Head
+    heads: tuple[Head, ...]
     shapes: dict[str, list[list[int]]]
     folder: Path
 
@@ -86,30 +92,38 @@ class _Request:
         """Largest |score difference| allowed."""
         return BUDGET[self.bundle.manifest.precision]
 
-    @property
-    def key(self) -> EngineKey:
-        """What the engine depends on."""
-        head, files, own = self.head, self.bundle.manifest.files, not self.flavour.rtx
+    def key(self, head: Head) -> EngineKey:
+        """What the engine with ``head`` depends on."""
+        options, own = self.options, not self.flavour.rtx
         library = sha256(head.library.read_bytes())[:16] if head.library else ""
         carriers = [head.mode, *(kernel.sha256[:16] for kernel in head.kernels), library]
-        flags = {"shapes": self.shapes, "workspace_mib": self.options.workspace_mib, "level": self.options.level}
         return EngineKey(
-            model=files[MODEL],
-            golden=files[GOLDEN],
+            model=self.bundle.manifest.files[MODEL],
             software=f"{self.flavour.name} {dotted(self.flavour.version)}",
             gpu=self.gpu.name if self.gpu and own else "",
             driver=self.gpu.driver if self.gpu and own else "",
             chips=tuple(f"sm_{chip}" for chip in self.chips),
             head=" ".join(part for part in carriers if part),
-            flags=flags,
+            flags={"shapes": self.shapes, "workspace_mib": options.workspace_mib, "level": options.level},
         )
 
+    def find(self, *, any_: bool) -> Built | None:
+        """An engine built before: as asked for, or else, with ``any_``, in whatever way, for enough labels."""
+        keys = [self.key(head) for head in self.heads]
+        labels = len(self.bundle.manifest.labels)
+        found = find_engine(self.folder, lambda record: any(record.key.serves(key) for key in keys))
+        if not found and any_:
+            fits = lambda record: record.labels >= labels and record.key.runs(keys[0])  # noqa: E731
+            found = find_engine(self.folder, fits)
+        return Built(*found, cached=True) if found else None
 
-def build_engine(bundle: Bundle, options: BuildOptions, *, allow: bool = True) -> Built:
+
+def build_engine(bundle: Bundle, options: BuildOptions, *, allow: bool = True, any_: bool = False) -> Built:
     """The engine for ``bundle`` here: found, or built and checked.
 
     Args:
         allow: Else one that is not there is not built.
+        any_: An engine built with other options will do.
 
     Raises:
         UsageError: options that cannot be.
@@ -118,27 +132,35 @@ def build_engine(bundle: Bundle, options: BuildOptions, *, allow: bool = True) -
     """
     flavour = load_flavour(options.backend)
     chips, gpu = _chips(flavour, options)
+    dtype = "fp16" if bundle.manifest.precision in HALVES else "fp32"
+    heads = choose_heads(flavour, bundle, options.head, chips, dtype)
+    folder = options.folder or engines_folder(bundle.path)
+    request = _Request(bundle, flavour, options, chips, gpu, heads, _shapes(bundle, options), folder)
+    if not allow:
+        if built := request.find(any_=any_):
+            return _checked(request, built)
+        raise UsageError(f"there is no engine for this machine in {folder}; run `hpedge build {bundle.path}` first.")
+    with alone(folder):
+        built = request.find(any_=any_)
+        return _checked(request, built) if built else _build(request)
+
+
+def _build(request: _Request) -> Built:
+    """Look around, then build rung by rung."""
+    bundle, options = request.bundle, request.options
     model = graph_edits.read_model(bundle.read(MODEL))
     if graph_edits.has_unsigned(model):
         raise UsageError(
             f"bundle {bundle.path} has 8 bits for CPUs (uint8, which TensorRT takes for int8); export it again with "
             "--int8 --fp16."
         )
-    head = choose_head(flavour, bundle, options.head, chips, graph_edits.element_type(model))
-    folder = options.folder or engines_folder(bundle.path)
-    request = _Request(bundle, flavour, options, chips, gpu, head, _shapes(bundle, options), folder)
-    if found := find_engine(folder, request.key):
-        built = Built(*found, cached=True)
-        return built if built.record.verified or gpu is None else _verified_later(request, built)
-    if not allow:
-        raise UsageError(f"there is no engine for this machine in {folder}; run `hpedge build {bundle.path}` first.")
     for note in preflight.check(
         read_machine(),
-        gpu,
-        flavour,
+        request.gpu,
+        request.flavour,
         model_bytes=model.ByteSize(),
         workspace_mib=options.workspace_mib,
-        folder=folder,
+        folder=request.folder,
     ):
         say(f"note: {note}")
     return _climb_down(request, model)
@@ -163,41 +185,51 @@ def _chips(flavour: Flavour, options: BuildOptions) -> tuple[tuple[int, ...], Gp
 def _shapes(bundle: Bundle, options: BuildOptions) -> dict[str, list[list[int]]]:
     """Least, usual and greatest shape of each input."""
     manifest, labels = bundle.manifest, len(bundle.manifest.labels)
-    most = options.labels or min(max(2 * labels, DEFAULT_LABELS), MAX_LABELS)
+    # A power of two: some labels more or less make no other engine.
+    usual = 1 << (labels - 1).bit_length()
+    most = options.labels or min(max(2 * usual, DEFAULT_LABELS), MAX_LABELS)
     if not labels <= most <= MAX_LABELS:
         raise UsageError(f"--labels must be {labels} (the bundle's) to {MAX_LABELS:,}, got {most:,}.")
     size = manifest.image_size
     image = [size, size, 3] if manifest.input == "uint8" else [3, size, size]
-    bank = [[count, manifest.embed_dim] for count in (1, labels, most)]
+    bank = [[count, manifest.embed_dim] for count in (1, min(usual, most), most)]
     return {"image": [[count, *image] for count in (1, 1, options.batch)], "text_global": bank, "text_local": bank}
 
 
 def _climb_down(request: _Request, model: "ModelProto") -> Built:
-    """Build rung by rung of the precision ladder until the scores are right."""
-    worst = ""
+    """Build rung by rung of the precision ladder, on each with every head, until the scores are right."""
+    failures: list[HpedgeError] = []
     for rung in graph_edits.rungs(model):
-        with tempfile.TemporaryDirectory() as scratch:
-            plan = Path(scratch, PLAN)
-            record = _build_rung(request, graph_edits.on_rung(model, rung), rung, plan)
-            if request.gpu is not None:
-                error, flips = measure(request.bundle, _plan(plan, record), request.flavour)
-                record = replace(record, verified=True, max_error=error, label_flips=flips)
-                if error > request.budget:
-                    worst = f"the engine ({rung}) differs from the golden scores by {error:.1e}"
-                    say(f"note: {worst}, {request.budget:.0e} is allowed")
-                    continue
-            return Built(keep_engine(request.folder, plan, record), record, cached=False)
-    raise CheckFailed(
-        f"{worst}, {request.budget:.0e} is allowed; no engine was kept. Use --backend onnxruntime, or export without "
-        "--fp16 and build again."
-    )
+        graph = graph_edits.on_rung(model, rung)
+        for head in request.heads:
+            try:
+                return _attempt(request, graph, rung, head)
+            except (MissingDependency, CheckFailed) as error:
+                failures.append(error)
+                last = rung == graph_edits.rungs(model)[-1] and head is request.heads[-1]
+                hopeless = isinstance(error, MissingDependency) and len(request.heads) == 1
+                if last or hopeless:
+                    break
+                say(f"note: head {head.mode}, {rung}: {error}")
+    # A build that failed on all of them says more than scores that were off on one.
+    raise failures[-1]
 
 
-def _build_rung(request: _Request, graph: "ModelProto", rung: str, plan: Path) -> EngineRecord:
+def _attempt(request: _Request, graph: "ModelProto", rung: str, head: Head) -> Built:
+    """Build one engine, check it where there is a GPU, and keep it."""
+    with disk_errors(request.folder), tempfile.TemporaryDirectory(dir=request.folder, prefix=".build-") as scratch:
+        plan = Path(scratch, PLAN)
+        record = _build_rung(request, graph, rung, head, plan)
+        if request.gpu is not None:
+            record = _check(request, plan, record)
+        return Built(keep_engine(request.folder, plan, record), record, cached=False)
+
+
+def _build_rung(request: _Request, graph: "ModelProto", rung: str, head: Head, plan: Path) -> EngineRecord:
     """Write ``plan``; where memory ends, try again with less optimisation."""
     flavour, options = request.flavour, request.options
     for level in range(options.level, LOWEST_LEVEL - 1, -1):
-        job = _job(request, graph, plan, level)
+        job = _job(request, graph, head, plan, level)
         try:
             done = run_job(job, timeout_s=options.timeout_s)
         except Failure as failure:
@@ -206,14 +238,16 @@ def _build_rung(request: _Request, graph: "ModelProto", rung: str, plan: Path) -
                 raise MissingDependency(f"{flavour.title} built no engine: {failure}{less}.") from failure
             say(f"note: memory ended at optimisation level {level} ({failure}); trying level {level - 1}")
             continue
-        seconds = round(done["seconds"], 1)
-        return EngineRecord(request.key, "", rung, level, options.batch, seconds, host_code=job.embed)
+        return EngineRecord(
+            request.key(head), "", rung, level, options.batch, request.shapes["text_global"][2][0],
+            round(done["seconds"], 1), host_code=job.embed,
+        )  # fmt: skip
     raise AssertionError("the lowest level either returns or raises")
 
 
-def _job(request: _Request, graph: "ModelProto", plan: Path, level: int) -> Job:
+def _job(request: _Request, graph: "ModelProto", head: Head, plan: Path, level: int) -> Job:
     """Write the graph beside ``plan``, with the head's carrier in it; the job that builds it."""
-    head, manifest, flavour = request.head, request.bundle.manifest, request.flavour
+    manifest, flavour = request.bundle.manifest, request.flavour
     plugins, qdp = [], None
     if head.mode == "plugin-so":
         graph = graph_edits.with_head_node(graph, head.kernels[0], topk=manifest.topk, alpha=manifest.alpha)
@@ -225,7 +259,6 @@ def _job(request: _Request, graph: "ModelProto", plan: Path, level: int) -> Job:
         qdp = {"bundle": str(request.bundle.path), "capability": request.chips[0], **options}
     onnx = plan.with_name(MODEL)
     onnx.write_bytes(graph.SerializeToString())
-    request.folder.mkdir(parents=True, exist_ok=True)
     # TensorRT-RTX keeps no timings: it chooses its kernels on the GPU.
     timing = request.folder / f"timings-{dotted(flavour.version)}.cache"
     return Job(
@@ -243,28 +276,48 @@ def _job(request: _Request, graph: "ModelProto", plan: Path, level: int) -> Job:
     )
 
 
-def _plan(path: Path, record: EngineRecord) -> Plan:
-    return Plan(path, record.batch, record.host_code)
-
-
 def measure(bundle: Bundle, plan: Plan, flavour: Flavour) -> tuple[float, int]:
     """Largest |score - golden score| of an engine, and labels that change; inf for scores that are no numbers."""
     images, expected = bundle.golden()
     manifest = bundle.manifest
     engine = TensorRTEngine(bundle, plan, flavour)
     scores = engine(model_input(images, manifest.image_size, manifest.mean, manifest.std, manifest.input))[0]
+    engine.close()
     error = np.abs(scores.astype(np.float64) - expected).max()
     flips = int(((scores >= bundle.thresholds) != (expected >= bundle.thresholds)).sum())
     return float(error) if np.isfinite(error) else float("inf"), flips
 
 
-def _verified_later(request: _Request, built: Built) -> Built:
-    """Check an engine that was built without a GPU on the one now at hand."""
-    error, flips = measure(request.bundle, built.plan, request.flavour)
-    if error > request.budget:
+def _checked(request: _Request, built: Built) -> Built:
+    """Check an engine built without a GPU, or before the bundle's labels changed, on the GPU now at hand."""
+    if request.gpu is None or built.record.golden == request.bundle.manifest.files[GOLDEN]:
+        return built
+    try:
+        record = _check(request, built.folder / PLAN, built.record)
+    except CheckFailed as error:
         raise CheckFailed(
-            f"{built.folder} differs from the golden scores by {error:.1e}, {request.budget:.0e} is allowed; delete it "
-            "and run `hpedge build` on this machine, which tries more precise rungs."
+            f"{str(error).rstrip('.')}; delete {built.folder} and run `hpedge build {request.bundle.path}` here, which "
+            "tries more precise rungs."
+        ) from error
+    try:
+        return Built(keep_engine(request.folder, built.folder / PLAN, record), record, cached=True)
+    except MissingDependency as error:
+        say(f"note: the engine is right, but that cannot be written down ({error})")
+        return Built(built.folder, record, cached=True)
+
+
+def _check(request: _Request, plan: Path, record: EngineRecord) -> EngineRecord:
+    """The record with what golden pictures show; CheckFailed where the scores are too far off."""
+    error, flips = measure(request.bundle, _plan(plan, record), request.flavour)
+    if error > request.budget:
+        advice = " or export without --fp16 and build again" if request.bundle.manifest.precision == "fp16" else ""
+        raise CheckFailed(
+            f"the engine ({record.rung}) differs from the golden scores by {error:.1e}, {request.budget:.0e} is "
+            f"allowed; it was not kept. Use --backend onnxruntime{advice}."
         )
-    record = replace(built.record, verified=True, max_error=error, label_flips=flips)
-    return Built(keep_engine(request.folder, built.folder / PLAN, record), record, cached=True)
+    golden = request.bundle.manifest.files[GOLDEN]
+    return replace(record, golden=golden, max_error=error, label_flips=flips)
+
+
+def _plan(path: Path, record: EngineRecord) -> Plan:
+    return Plan(path, record.batch, record.host_code)

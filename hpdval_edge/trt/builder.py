@@ -5,22 +5,31 @@ line, what goes on: {"event": "phase", "name", "done", "of"}, {"event": "log", "
 {"event": "built", "seconds", "bytes", "layers"} or {"event": "failed", "reason", "memory": bool}.
 """
 
+import ctypes
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpdval_edge.errors import HpedgeError
-from hpdval_edge.trt.flavour import Flavour, load_flavour
+from hpdval_edge.atomic import write_file
+from hpdval_edge.errors import HpedgeError, MissingDependency
+from hpdval_edge.trt.flavour import Flavour, load_flavour, make_logger
 
 # Words of TensorRT's messages about too little memory, from its log and from the driver's.
-MEMORY_WORDS = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "insufficient memory", "bad_alloc")
+# On small boards it also ends with no tactic left, or in their memory manager.
+MEMORY_WORDS = (
+    *("out of memory", "outofmemory", "cudaerrormemoryallocation", "insufficient memory", "bad_alloc", "nvmapmem"),
+    *("insufficient to use tactic", "could not find any implementation"),
+)
 
 
 # Steps come by the thousand.
 TELL_SECONDS = 0.2
+# PR_SET_PDEATHSIG of linux/prctl.h.
+SET_PARENT_DEATH_SIGNAL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +59,31 @@ class Job:
         return json.dumps(asdict(self))
 
 
-class BuildFailed(Exception):
-    """Why TensorRT built nothing; memory: for want of it."""
+class BuildFailed(HpedgeError):
+    """Why TensorRT built nothing."""
 
-    def __init__(self, reason: str, *, memory: bool = False) -> None:
-        super().__init__(reason)
-        self.memory = memory
+
+class OutOfBuildMemory(BuildFailed):
+    """The same, for want of memory."""
+
+
+def lacks_memory(text: str) -> bool:
+    """Whether an error speaks of too little memory."""
+    return any(word in text.lower() for word in MEMORY_WORDS)
 
 
 def tell(event: str, **fields: object) -> None:
     """One line to the parent."""
-    print(json.dumps({"event": event, **fields}), flush=True)
+    # One write, on a line of its own whatever the libraries print.
+    sys.stdout.write(f"\n{json.dumps({'event': event, **fields})}\n")
+    sys.stdout.flush()
 
 
 def build(job: Job) -> None:
     """Write the plan of ``job``; raises BuildFailed."""
     flavour = load_flavour(job.flavour)
     trt = flavour.module
-    logger = _logger(trt)
+    logger = make_logger(trt, lambda level, text: tell("log", level=level, text=text))
     builder = trt.Builder(logger)
     for path in job.plugins:
         if builder.get_plugin_registry().load_library(path) is None:
@@ -77,16 +93,13 @@ def build(job: Job) -> None:
     if job.qdp:
         from hpdval_edge.trt.qdp_head import add_head
 
-        try:
-            add_head(trt, network, **job.qdp)
-        except HpedgeError as error:
-            raise BuildFailed(str(error).rstrip(".")) from error
+        add_head(trt, network, **job.qdp)
     config = _configure(flavour, builder, network, job)
     started = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         text = logger.last or "TensorRT gave no reason"
-        raise BuildFailed(text, memory=any(word in logger.errors.lower() for word in MEMORY_WORDS))
+        raise OutOfBuildMemory(text) if lacks_memory(logger.errors) else BuildFailed(text)
     data = memoryview(plan)
     Path(job.plan).write_bytes(data)
     if job.timing_cache:
@@ -139,26 +152,13 @@ def _load_timing(config: Any, path: Path) -> None:
 
 def _keep_timing(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
-    if cache is not None:
-        path.write_bytes(memoryview(cache.serialize()))
-
-
-def _logger(trt: Any) -> Any:
-    """A logger that tells warnings and errors as events and remembers the errors."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last, self.errors = "", ""
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last, self.errors = text, f"{self.errors}{text}\n"
-                tell("log", level="error", text=text)
-            elif severity == trt.ILogger.Severity.WARNING:
-                tell("log", level="warning", text=text)
-
-    return Logger()
+    if cache is None:
+        return
+    try:
+        write_file(path, lambda partial: partial.write_bytes(memoryview(cache.serialize())))
+    except (MissingDependency, OSError) as error:
+        # The engine is there; the next build takes longer.
+        tell("log", level="warning", text=f"timings were not kept ({error})")
 
 
 def _monitor(trt: Any) -> Any:
@@ -186,13 +186,20 @@ def _monitor(trt: Any) -> Any:
     return Monitor()
 
 
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the one that watches it ends, in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def main() -> int:
     """Exit code 0 where the plan was written."""
+    _end_with_parent()
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         build(job)
-    except BuildFailed as failure:
-        tell("failed", reason=str(failure), memory=failure.memory)
+    except HpedgeError as failure:
+        tell("failed", reason=str(failure).rstrip("."), memory=isinstance(failure, OutOfBuildMemory))
         return 1
     except MemoryError:
         tell("failed", reason="no memory left", memory=True)

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hpdval_edge.progress import progress, say
-from hpdval_edge.trt.builder import Job
+from hpdval_edge.trt.builder import Job, lacks_memory
 from hpdval_edge.trt.flavour import parser_library_folder
 
-# Without a word from the child for so long, one is said.
+# Where nothing was shown for so long, a word is said.
 HEARTBEAT_SECONDS = 30.0
-# The first phase that TensorRT tells is the whole build; others lie inside it.
-LEVELS = ("error", "warning")
 
 
 class Failure(Exception):
@@ -48,7 +46,7 @@ def run_job(job: Job, *, timeout_s: float) -> dict[str, Any]:
                 env=_environment(job, Path(folder)),
             )
             try:
-                last = _follow(child, timeout_s)
+                last, error = _follow(child, timeout_s)
             finally:
                 # Also where Ctrl-C or an error of ours ends the watch.
                 child.kill()
@@ -57,55 +55,62 @@ def run_job(job: Job, *, timeout_s: float) -> dict[str, Any]:
             return last
         if last.get("event") == "failed":
             raise Failure(last["reason"], memory=last["memory"])
-        raise _unexplained(child.returncode, errors.read_text("utf-8", errors="replace"))
+        raise _unexplained(child.returncode, error, errors.read_text("utf-8", errors="replace"))
 
 
 def _environment(job: Job, folder: Path) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # A file called tensorrt.py where the user stands must not be taken for the module.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     if job.flavour == "tensorrt-rtx":
         paths = [str(parser_library_folder(folder)), environment.get("LD_LIBRARY_PATH", "")]
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
     return environment
 
 
-def _follow(child: subprocess.Popen, timeout_s: float) -> dict[str, Any]:
-    """Show events until the child ends; the last one."""
+def _follow(child: subprocess.Popen, timeout_s: float) -> tuple[dict[str, Any], str]:
+    """Show events until the child ends; the last one, and TensorRT's last error."""
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
-    started, last, whole = time.monotonic(), {}, None
+    last, error, whole = {}, "", None
     with progress("building", 1) as update:
-        for line in _until(lines, started, timeout_s):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                # TensorRT's libraries print to stdout as well.
-                continue
+        for event in _events(lines, timeout_s):
             if event["event"] == "phase":
+                # The first phase that TensorRT tells is the whole build; others lie inside it.
                 whole = whole or event["name"]
                 if event["name"] == whole:
                     update(event["done"], max(event["of"], 1))
             elif event["event"] == "log" and event["level"] == "warning":
                 say(f"TensorRT: {event['text'].strip()}")
+            elif event["event"] == "log":
+                error = event["text"].strip()
             last = event
     child.wait()
-    return last
+    return last, error
 
 
-def _until(lines: "queue.Queue[bytes | None]", started: float, timeout_s: float) -> Iterator[bytes]:
-    """Lines until the end; a heartbeat where none come, Failure where it takes too long."""
+def _events(lines: "queue.Queue[bytes | None]", timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Events until the end; a heartbeat as time goes by, Failure where it takes too long."""
+    started = beat = time.monotonic()
     while True:
-        left = timeout_s - (time.monotonic() - started)
-        if left <= 0:
+        now = time.monotonic()
+        if now - started >= timeout_s:
             raise Failure(f"the build took longer than {timeout_s:.0f} s and was stopped; pass a larger --timeout")
+        if now - beat >= HEARTBEAT_SECONDS:
+            beat = now
+            say(f"still building, {now - started:.0f} s")
         try:
-            line = lines.get(timeout=min(left, HEARTBEAT_SECONDS))
+            line = lines.get(timeout=min(timeout_s - (now - started), HEARTBEAT_SECONDS))
         except queue.Empty:
-            if left > HEARTBEAT_SECONDS:
-                say(f"still building, {time.monotonic() - started:.0f} s")
             continue
         if line is None:
             return
-        yield line
+        try:
+            event = json.loads(line)
+        except ValueError:
+            # TensorRT's libraries print to stdout as well.
+            continue
+        if isinstance(event, dict):
+            yield event
 
 
 def _read(stream: Any, lines: "queue.Queue[bytes | None]") -> None:
@@ -115,9 +120,10 @@ def _read(stream: Any, lines: "queue.Queue[bytes | None]") -> None:
     lines.put(None)
 
 
-def _unexplained(code: int, errors: str) -> Failure:
-    tail = " ".join(errors.strip().splitlines()[-3:]) or "it said nothing"
+def _unexplained(code: int, error: str, errors: str) -> Failure:
+    """Of a child that ended without its last event; ``error`` is TensorRT's last, ``errors`` its stderr."""
+    tail = error or " ".join(errors.strip().splitlines()[-3:]) or "it said nothing"
     if code == -signal.SIGKILL:
         return Failure(f"the system killed the build, most likely for want of memory ({tail})", memory=True)
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return Failure(f"the build process ended with {name}: {tail}")
+    return Failure(f"the build process ended with {name}: {tail}", memory=lacks_memory(f"{error} {errors}"))

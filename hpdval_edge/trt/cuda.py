@@ -2,7 +2,8 @@
 
 import ctypes
 import importlib
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpdval_edge.errors import MissingDependency
+from hpdval_edge.platforms import dotted
 
 
 class OutOfMemory(MissingDependency):
@@ -51,11 +53,23 @@ class Cuda:
             raise OutOfMemory(
                 f"the GPU has no memory left ({name}); close other programs or build with a smaller --batch."
             )
+        if error == errors.cudaErrorInsufficientDriver:
+            self._explain_driver()
         if error in (errors.cudaErrorNoDevice, errors.cudaErrorInsufficientDriver):
             raise MissingDependency("there is no NVIDIA GPU with a driver here; see `hpedge doctor`.")
         if error != errors.cudaSuccess:
             raise MissingDependency(f"CUDA: {name} failed with {errors(error).name}; see `hpedge doctor`.")
         return values[0] if len(values) == 1 else tuple(values) or None
+
+    def _explain_driver(self) -> None:
+        """Tell a driver that is too old for this cuda-python from none at all; neither call needs a driver."""
+        driver, ours = self.runtime.cudaDriverGetVersion()[1], self.runtime.cudaRuntimeGetVersion()[1]
+        if driver:
+            major = driver // 1000
+            raise MissingDependency(
+                f"cuda-python is for CUDA {ours // 1000} here and the driver serves CUDA {dotted(_version(driver))}; "
+                f"pip install 'cuda-python<{major + 1}'."
+            )
 
     def facts(self) -> GpuFacts:
         """Of the current device."""
@@ -70,11 +84,16 @@ class Cuda:
         return GpuFacts(
             name=name.decode() if isinstance(name, bytes) else str(name),
             capability=10 * major + minor,
-            driver=f"{driver // 1000}.{driver % 1000 // 10}",
+            driver=dotted(_version(driver)),
             integrated=bool(integrated),
             free_mib=free >> 20,
             total_mib=total >> 20,
         )
+
+
+def _version(number: int) -> tuple[int, int]:
+    """12060 -> (12, 6)."""
+    return number // 1000, number % 1000 // 10
 
 
 def open_cuda() -> Cuda:
@@ -97,7 +116,7 @@ def open_cuda() -> Cuda:
 class Buffer:
     """Memory of the host, pinned, and of the device; one memory where both share it.
 
-    host: array of ``shape`` and ``dtype``. device: address. Freed by `close`.
+    host: array of ``shape`` and ``dtype``, not to be used after `close`. device: address. Freed with the object.
     """
 
     def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: np.dtype | str, *, shared: bool) -> None:
@@ -111,6 +130,7 @@ class Buffer:
         except MissingDependency:
             cuda("cudaFreeHost", self.pinned)
             raise
+        self.close = freed(self, _release, cuda, self.pinned, None if shared else self.device)
         raw = np.ctypeslib.as_array((ctypes.c_uint8 * self.bytes).from_address(int(self.pinned)))
         self.host = raw[: prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
 
@@ -127,8 +147,25 @@ class Buffer:
             size = count * (self.bytes // len(self.host))
             self.cuda("cudaMemcpyAsync", target, source, size, getattr(self.cuda.runtime.cudaMemcpyKind, kind), stream)
 
-    def close(self) -> None:
-        """Free both; the array must not be used afterwards."""
-        if not self.shared:
-            self.cuda("cudaFree", self.device)
-        self.cuda("cudaFreeHost", self.pinned)
+
+class Stream:
+    """A stream that waits for no other; freed with the object. handle: for CUDA; address: for TensorRT."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.handle = cuda("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+        self.address = int(self.handle)
+        self.close = freed(self, cuda.runtime.cudaStreamDestroy, self.handle)
+
+
+def freed(owner: object, release: Callable, *arguments: Any) -> Callable[[], object]:
+    """Call ``release`` when ``owner`` goes, or when the result is called; not at exit, when the driver may be gone."""
+    finalizer = weakref.finalize(owner, release, *arguments)
+    finalizer.atexit = False
+    return finalizer
+
+
+def _release(cuda: Cuda, pinned: Any, device: Any) -> None:
+    # An error here has nobody to go to.
+    if device is not None:
+        cuda.runtime.cudaFree(device)
+    cuda.runtime.cudaFreeHost(pinned)

@@ -12,8 +12,8 @@ import numpy as np
 from hpdval_edge.bundle import Bundle
 from hpdval_edge.errors import MissingDependency
 from hpdval_edge.progress import say
-from hpdval_edge.trt.cuda import Buffer, Cuda, open_cuda
-from hpdval_edge.trt.flavour import Flavour
+from hpdval_edge.trt.cuda import Buffer, Cuda, OutOfMemory, Stream, open_cuda
+from hpdval_edge.trt.flavour import Flavour, runtime_logger
 
 # While one batch computes, the next is copied.
 SLOTS = 2
@@ -44,14 +44,15 @@ class TensorRTEngine:
         self.batch = plan.batch
         self.cuda = open_cuda()
         trt = flavour.module
-        self.logger = trt.Logger(trt.Logger.ERROR)
-        self.runtime = trt.Runtime(self.logger)
+        logger = runtime_logger(trt)
+        self.runtime = trt.Runtime(logger)
         if plan.host_code:
             self.runtime.engine_host_code_allowed = True
         self.engine = self.runtime.deserialize_cuda_engine(plan.path.read_bytes())
         if self.engine is None:
             raise MissingDependency(
-                f"{flavour.title} cannot load {plan.path} on this GPU; delete the file and run `hpedge build` here."
+                f"{flavour.title} cannot load {plan.path} on this GPU ({logger.last or 'it gave no reason'}); unless "
+                "memory is short, delete the file and run `hpedge build` here."
             )
         shared = self.cuda.facts().integrated
         self.banks = {
@@ -59,20 +60,31 @@ class TensorRTEngine:
             for name, bank in (("text_global", bundle.text_global), ("text_local", bundle.text_local))
         }
         self.slots: queue.LifoQueue[_Slot] = queue.LifoQueue()
-        for _ in range(SLOTS):
-            self.slots.put(_Slot(self, trt, bundle, shared))
+        for index in range(SLOTS):
+            try:
+                self.slots.put(_Slot(self, bundle, shared))
+            except OutOfMemory as error:
+                if index == 0:
+                    raise
+                say(f"note: one batch in flight instead of {SLOTS} ({error})")
+
+    def close(self) -> None:
+        """Free what it holds on the GPU; it must not be called afterwards."""
+        while not self.slots.empty():
+            self.slots.get().close()
+        for bank in self.banks.values():
+            bank.close()
 
     def _bank(self, bank: np.ndarray, shared: bool) -> Buffer:
         buffer = Buffer(self.cuda, bank.shape, bank.dtype, shared=shared)
         buffer.host[:] = bank
-        stream = self.cuda("cudaStreamCreate")
-        buffer.to_device(len(bank), stream)
-        self.cuda("cudaStreamSynchronize", stream)
-        self.cuda("cudaStreamDestroy", stream)
+        stream = Stream(self.cuda)
+        buffer.to_device(len(bank), stream.handle)
+        self.cuda("cudaStreamSynchronize", stream.handle)
         return buffer
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images as `images.model_input` makes them, any number -> scores [B, C], patch cosines [B, N, C], float32."""
+        """Images as `images.model_input` makes them, one or more -> scores [B, C], patch cosines [B, N, C], float32."""
         parts = [images[start : start + self.batch] for start in range(0, len(images), self.batch)]
         results: list[tuple[np.ndarray, ...]] = []
         with self._slot() as first:
@@ -111,13 +123,15 @@ class TensorRTEngine:
 class _Slot:
     """A stream, an execution context and the buffers of one batch in flight."""
 
-    def __init__(self, owner: TensorRTEngine, trt: Any, bundle: Bundle, shared: bool) -> None:
+    def __init__(self, owner: TensorRTEngine, bundle: Bundle, shared: bool) -> None:
         manifest, batch = bundle.manifest, owner.batch
         self.cuda: Cuda = owner.cuda
-        self.stream = self.cuda("cudaStreamCreate")
+        self.stream = Stream(self.cuda)
         self.context = owner.engine.create_execution_context()
         if self.context is None:
-            raise MissingDependency("the GPU has no memory left for a second batch in flight; build a smaller --batch.")
+            raise OutOfMemory(
+                "the GPU has no memory left for a batch; close other programs or build for a smaller one."
+            )
         size, labels = manifest.image_size, len(manifest.labels)
         patches = manifest.grid[0] * manifest.grid[1]
         image = (batch, size, size, 3) if manifest.input == "uint8" else (batch, 3, size, size)
@@ -127,10 +141,10 @@ class _Slot:
             "patch_scores": Buffer(self.cuda, (batch, patches, labels), "float32", shared=shared),
         }
         for name, bank in owner.banks.items():
-            self.context.set_input_shape(name, bank.host.shape)
-            self.context.set_tensor_address(name, int(bank.device))
-        for name, buffer in (("image", self.image), *self.outputs.items()):
-            self.context.set_tensor_address(name, int(buffer.device))
+            self._set_shape(name, bank.host.shape)
+        for name, buffer in {**owner.banks, "image": self.image, **self.outputs}.items():
+            if not self.context.set_tensor_address(name, int(buffer.device)):
+                raise MissingDependency(f"the engine has no tensor {name}; delete it and run `hpedge build`.")
         self.count, self.graph, self.graphs = 0, None, True
 
     def start(self, images: np.ndarray) -> None:
@@ -140,39 +154,60 @@ class _Slot:
         if count == self.count and self.graphs:
             self.graph = self.graph or self._capture()
         else:
-            self.graph, self.count = None, count
-            self.context.set_input_shape("image", (count, *self.image.host.shape[1:]))
+            self._drop_graph()
+            self.count = count
+            self._set_shape("image", (count, *self.image.host.shape[1:]))
         if self.graph:
-            self.cuda("cudaGraphLaunch", self.graph, self.stream)
+            self.cuda("cudaGraphLaunch", self.graph, self.stream.handle)
         else:
             self._enqueue()
 
     def collect(self) -> tuple[np.ndarray, ...]:
         """Wait for the batch; its scores and patch cosines, copied."""
-        self.cuda("cudaStreamSynchronize", self.stream)
+        self.cuda("cudaStreamSynchronize", self.stream.handle)
         return tuple(buffer.host[: self.count].copy() for buffer in self.outputs.values())
 
+    def close(self) -> None:
+        """Free what it holds."""
+        self._drop_graph()
+        del self.context
+        for freed in (self.image, *self.outputs.values(), self.stream):
+            freed.close()
+
+    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self.context.set_input_shape(name, shape):
+            raise MissingDependency(f"the engine does not take {name} of shape {shape}; build it with more.")
+
+    def _drop_graph(self) -> None:
+        graph, self.graph = self.graph, None
+        if graph:
+            self.cuda("cudaGraphExecDestroy", graph)
+
     def _enqueue(self) -> None:
-        self.image.to_device(self.count, self.stream)
-        if not self.context.execute_async_v3(int(self.stream)):
+        self.image.to_device(self.count, self.stream.handle)
+        if not self.context.execute_async_v3(self.stream.address):
             raise MissingDependency("TensorRT could not run the batch, see its message above; `hpedge doctor`.")
         for buffer in self.outputs.values():
-            buffer.to_host(self.count, self.stream)
+            buffer.to_host(self.count, self.stream.handle)
 
     def _capture(self) -> Any:
         """The batch's work as a CUDA graph; taken at its second run, for the first one sets TensorRT up."""
         runtime = self.cuda.runtime
-        mode, capturing = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal, False
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
-            self.cuda("cudaStreamBeginCapture", self.stream, mode)
-            capturing = True
-            self._enqueue()
-            capturing = False
-            graph = self.cuda("cudaStreamEndCapture", self.stream)
-            return self.cuda("cudaGraphInstantiate", graph, 0)
+            self.cuda("cudaStreamBeginCapture", self.stream.handle, mode)
+            try:
+                self._enqueue()
+            except BaseException:
+                # Also Ctrl-C: a stream left in capture would fail for good.
+                runtime.cudaStreamEndCapture(self.stream.handle)
+                raise
+            graph = self.cuda("cudaStreamEndCapture", self.stream.handle)
+            try:
+                return self.cuda("cudaGraphInstantiate", graph, 0)
+            finally:
+                self.cuda("cudaGraphDestroy", graph)
         except MissingDependency as error:
-            if capturing:
-                runtime.cudaStreamEndCapture(self.stream)
             self.graphs = False
             say(f"note: this engine runs without CUDA graphs ({error})")
             return None

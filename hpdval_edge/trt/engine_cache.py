@@ -1,28 +1,30 @@
 """Engines already built: beside the bundle, found again by everything that they depend on."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hpdval_edge.atomic import new_folder
+from hpdval_edge.atomic import disk_errors, new_folder
 from hpdval_edge.progress import say
 
-PLAN, RECORD = "engine.plan", "engine.json"
+PLAN, RECORD, LOCK = "engine.plan", "engine.json", ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
     """What an engine was built of and for; two engines with the same key are the same.
 
-    model: sha256 of model.onnx. golden: of the pictures it was checked on. software: TensorRT and its version. gpu and
-    driver: empty for TensorRT-RTX, whose engines fit every GPU of the chips named. chips: e.g. sm_87. head: its
-    carrier, with the sha256 of its kernel and of its library. flags: everything else that was asked for.
+    model: sha256 of model.onnx. software: TensorRT and its version. gpu and driver: empty for TensorRT-RTX, whose
+    engines fit every GPU of the chips named. chips: e.g. sm_87. head: its carrier, with the sha256 of its kernel and of
+    its library. flags: everything else that was asked for.
     """
 
     model: str
-    golden: str
     software: str
     gpu: str
     driver: str
@@ -39,14 +41,18 @@ class EngineKey:
         """Whether it is ``wanted``, or the same for more chips."""
         return {*wanted.chips} <= {*self.chips} and replace(self, chips=wanted.chips) == wanted
 
+    def runs(self, wanted: "EngineKey") -> bool:
+        """Whether a runtime that asks for ``wanted`` may use it, however it was built."""
+        return replace(self, head=wanted.head, flags=wanted.flags).serves(wanted)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
     """engine.json.
 
-    rung: of the precision ladder. level: optimisation level it was built at. verified: on golden pictures, with
-    max_error the largest |score difference| and label_flips the labels that change; None where no GPU was at hand.
-    host_code: the plugin's library lies inside the plan.
+    rung: of the precision ladder. level: optimisation level it was built at. batch, labels: the most that it takes.
+    golden: sha256 of the pictures that it was checked on, with max_error the largest |score difference| and label_flips
+    the labels that change; empty and None where no GPU was at hand. host_code: the plugin's library is in the plan.
     """
 
     key: EngineKey
@@ -54,30 +60,50 @@ class EngineRecord:
     rung: str
     level: int
     batch: int
+    labels: int
     seconds: float
     host_code: bool = False
-    verified: bool = False
+    golden: str = ""
     max_error: float | None = None
     label_flips: int | None = None
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process builds in ``folder``, which is made where it is not there; another one is waited for.
+
+    Raises:
+        MissingDependency: the folder cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process builds in {folder}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def engines_folder(bundle: Path) -> Path:
     """Where a bundle's engines lie: ``birds.engines`` beside ``birds.hpedge``."""
-    return bundle.with_suffix(".engines")
+    return (bundle if bundle.name else bundle.resolve()).with_suffix(".engines")
 
 
-def find_engine(folder: Path, wanted: EngineKey) -> tuple[Path, EngineRecord] | None:
-    """An engine below ``folder`` that serves, and its record.
+def find_engine(folder: Path, fits: Callable[[EngineRecord], bool]) -> tuple[Path, EngineRecord] | None:
+    """The newest engine below ``folder`` whose record fits, and the record.
 
     One whose record or plan is damaged is told and left out.
     """
-    for path in sorted(folder.glob(f"*/{RECORD}")):
+    for path in sorted(folder.glob(f"*/{RECORD}"), key=lambda path: -path.stat().st_mtime):
         try:
             record = _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             say(f"note: {path} is not readable ({error}) and is left out")
             continue
-        if not record.key.serves(wanted):
+        if not fits(record):
             continue
         if _digest(path.with_name(PLAN)) == record.sha256:
             return path.parent, record

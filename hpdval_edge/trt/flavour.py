@@ -1,13 +1,16 @@
 """Which TensorRT this Python has and what it can do: the module is asked, tables only know what NVIDIA broke."""
 
-import importlib
-from collections.abc import Sequence
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hpdval_edge.errors import MissingDependency, UsageError
 from hpdval_edge.platforms import RTX_CAPABILITIES, Version, dotted, head_modes, parse_version, rtx_head_modes
+from hpdval_edge.progress import say
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 REMEDIES = {
@@ -88,16 +91,41 @@ def load_flavour(name: str) -> Flavour:
     return Flavour(name, module, parse_version(module.__version__))
 
 
+def make_logger(trt: ModuleType, tell: Callable[[str, str], None]) -> Any:
+    """A logger of ``trt`` that hands "error" and "warning" with their text to ``tell``; ``last`` is the last error."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last, self.errors = "", ""
+
+        def log(self, severity: Any, text: str) -> None:
+            levels = trt.ILogger.Severity
+            if severity in (levels.ERROR, levels.INTERNAL_ERROR):
+                self.last, self.errors = text.strip().rstrip("."), f"{self.errors}{text}\n"
+                tell("error", text)
+            elif severity == levels.WARNING:
+                tell("warning", text)
+
+    return Logger()
+
+
+@functools.cache
+def runtime_logger(trt: ModuleType) -> Any:
+    """The one logger of this process's engines: TensorRT keeps a pointer to one. Errors go to stderr."""
+    return make_logger(trt, lambda level, text: say(f"TensorRT: {text.strip()}") if level == "error" else None)
+
+
 def parser_library_folder(folder: Path) -> Path:
     """A folder for LD_LIBRARY_PATH in which TensorRT-RTX's parser finds the library it asks for.
 
     The parser opens libtensorrt_rtx.so wherever a graph holds a plugin, and the wheels hold libtensorrt_rtx.so.1 only;
     without it the whole process aborts.
     """
-    libraries = importlib.import_module("tensorrt_rtx_libs")
-    found = sorted(path for root in libraries.__path__ for path in Path(root).glob("libtensorrt_rtx.so.*"))
-    if not found:
-        raise MissingDependency("package tensorrt_rtx_libs holds no libtensorrt_rtx.so; install it again.")
-    link = folder / "libtensorrt_rtx.so"
-    link.symlink_to(found[0])
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    # Without the wheel the library is the system's, with all its names.
+    roots = spec.submodule_search_locations if spec else []
+    for path in sorted(path for root in roots for path in Path(root).glob("libtensorrt_rtx.so.*")):
+        (folder / "libtensorrt_rtx.so").symlink_to(path)
+        break
     return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hpdval_edge import kernels
 from hpdval_edge.bundle import Bundle
-from hpdval_edge.errors import HpedgeError, UsageError
+from hpdval_edge.errors import UsageError
 from hpdval_edge.trt.flavour import Flavour
 from hpdval_edge.trt.kernel_files import KernelFile, find_kernels
 
@@ -24,8 +24,10 @@ class Head:
     library: Path | None = None
 
 
-def choose_head(flavour: Flavour, bundle: Bundle, wanted: str, capabilities: Sequence[int], dtype: str) -> Head:
-    """The first of `MODES` that works, or the one that is ``wanted``, which never falls back.
+def choose_heads(
+    flavour: Flavour, bundle: Bundle, wanted: str, capabilities: Sequence[int], dtype: str
+) -> tuple[Head, ...]:
+    """All of `MODES` that may work, in their order, or the one that is ``wanted``, which never falls back.
 
     Args:
         wanted: auto or one of `MODES`.
@@ -37,16 +39,19 @@ def choose_head(flavour: Flavour, bundle: Bundle, wanted: str, capabilities: Seq
     if wanted not in ("auto", *MODES):
         raise UsageError(f"--head {wanted!r} is not one of auto, {', '.join(MODES)}.")
     supported = flavour.head_modes(capabilities)
-    reasons = []
+    heads, reasons = [], []
     for mode in MODES if wanted == "auto" else (wanted,):
         reason = supported[mode]
         if reason is None:
             try:
-                return _head(mode, bundle, capabilities, dtype)
-            except HpedgeError as error:
+                heads.append(_head(mode, bundle, capabilities, dtype))
+            except UsageError as error:
                 reason = str(error).rstrip(".")
-        reasons.append(f"--head {mode}: {reason}")
-    raise UsageError("; ".join(reasons) + ".")
+        if reason:
+            reasons.append(f"--head {mode}: {reason}")
+    if not heads:
+        raise UsageError("; ".join(reasons) + ".")
+    return tuple(heads)
 
 
 def _head(mode: str, bundle: Bundle, capabilities: Sequence[int], dtype: str) -> Head:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpdval_edge.diagnosis import power_notes
 from hpdval_edge.errors import MissingDependency
 from hpdval_edge.machine import Machine
 from hpdval_edge.platforms import dotted, find_jetpack, parse_version, tensorrt_notes
@@ -54,9 +55,7 @@ def _notes(
     cma = _meminfo(machine).get("CmaFree")
     if machine.l4t and cma is not None and cma < CMA_MIB:
         yield f"{cma} MiB of contiguous memory (CMA) are free; if the build fails for want of memory, restart the board"
-    mode = machine.power_modes.get(machine.power_mode) if machine.power_mode is not None else None
-    if mode and not mode.upper().startswith("MAXN"):
-        yield f"the board runs in power mode {mode}; building and timings are faster in MAXN (sudo nvpmodel -m 0)"
+    yield from power_notes(machine)
     capabilities = [gpu.capability] if gpu else []
     if not flavour.rtx:
         yield from (f"{flavour.title} {text}" for text in tensorrt_notes(flavour.version, capabilities))

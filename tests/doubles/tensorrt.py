@@ -37,16 +37,6 @@ class ILogger:
         WARNING = 2
 
 
-class Logger(ILogger):
-    ERROR = ILogger.Severity.ERROR
-
-    def __init__(self, severity):
-        self.severity = severity
-
-    def log(self, severity, text):
-        print(text)
-
-
 class IProgressMonitor:
     pass
 

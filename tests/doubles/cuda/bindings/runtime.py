@@ -1,7 +1,7 @@
 """TEST DOUBLE of cuda-python's runtime API: device memory is host memory, streams run at once, graphs replay calls.
 
 Environment: DOUBLE_GPU (name), DOUBLE_CC (e.g. 87), DOUBLE_INTEGRATED (1: a Jetson), DOUBLE_MEMORY (bytes that
-cudaMalloc has in all), DOUBLE_NO_GPU, DOUBLE_NO_GRAPHS.
+cudaMalloc has in all), DOUBLE_NO_GPU, DOUBLE_NO_GRAPHS, DOUBLE_OLD_DRIVER. ``live`` counts what was made and not freed.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import os
 from types import SimpleNamespace
 
 cudaHostAllocDefault, cudaHostAllocMapped = 0, 2
+cudaStreamNonBlocking = 1
 
 
 class cudaError_t(enum.IntEnum):
@@ -37,9 +38,12 @@ class cudaStreamCaptureMode(enum.IntEnum):
 
 OK = cudaError_t.cudaSuccess
 memory, streams, log = {}, {}, []
+live = {"streams": 0, "graphs": 0, "executables": 0}
 
 
 def cudaGetDevice():
+    if os.environ.get("DOUBLE_OLD_DRIVER"):
+        return cudaError_t.cudaErrorInsufficientDriver, None
     return (cudaError_t.cudaErrorNoDevice, None) if os.environ.get("DOUBLE_NO_GPU") else (OK, 0)
 
 
@@ -50,6 +54,10 @@ def cudaDeviceGetAttribute(attribute, device):
 
 def cudaDriverGetVersion():
     return OK, 12060
+
+
+def cudaRuntimeGetVersion():
+    return OK, 13000
 
 
 def cudaMemGetInfo():
@@ -91,13 +99,16 @@ def cudaFree(address):
 cudaFreeHost = cudaFree
 
 
-def cudaStreamCreate():
+def cudaStreamCreateWithFlags(flags):
+    assert flags == cudaStreamNonBlocking
+    live["streams"] += 1
     handle = len(streams) + 1
     streams[handle] = None
     return OK, handle
 
 
 def cudaStreamDestroy(stream):
+    live["streams"] -= 1
     return (OK,)
 
 
@@ -131,11 +142,23 @@ def cudaStreamBeginCapture(stream, mode):
 
 def cudaStreamEndCapture(stream):
     calls, streams[int(stream)] = streams[int(stream)], None
+    live["graphs"] += 1
     return OK, calls
 
 
 def cudaGraphInstantiate(graph, flags):
+    live["executables"] += 1
     return OK, graph
+
+
+def cudaGraphDestroy(graph):
+    live["graphs"] -= 1
+    return (OK,)
+
+
+def cudaGraphExecDestroy(graph):
+    live["executables"] -= 1
+    return (OK,)
 
 
 def cudaGraphLaunch(graph, stream):
