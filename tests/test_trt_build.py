@@ -125,6 +125,8 @@ def test_too_little_memory_means_less_optimisation(board):
     done = board("build", "tiny.hpedge", "--batch", 4, DOUBLE_MEMORY_LEVEL="-1")
     assert done.returncode == 4
     assert "OutOfMemory" in done.stderr and "a smaller --batch" in done.stderr
+    # Not once more on the next rung.
+    assert builds(board) == [3, 2, 1, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

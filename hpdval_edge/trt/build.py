@@ -10,7 +10,7 @@ import numpy as np
 
 from hpdval_edge.atomic import disk_errors
 from hpdval_edge.bundle import GOLDEN, MODEL, Bundle, sha256
-from hpdval_edge.errors import CheckFailed, HpedgeError, MissingDependency, UsageError
+from hpdval_edge.errors import CheckFailed, MissingDependency, UsageError
 from hpdval_edge.images import model_input
 from hpdval_edge.machine import read_machine
 from hpdval_edge.platforms import dotted
@@ -113,8 +113,7 @@ class _Request:
         labels = len(self.bundle.manifest.labels)
         found = find_engine(self.folder, lambda record: any(record.key.serves(key) for key in keys))
         if not found and any_:
-            fits = lambda record: record.labels >= labels and record.key.runs(keys[0])  # noqa: E731
-            found = find_engine(self.folder, fits)
+            found = find_engine(self.folder, lambda record: record.labels >= labels and record.key.runs(keys[0]))
         return Built(*found, cached=True) if found else None
 
 
@@ -198,21 +197,21 @@ def _shapes(bundle: Bundle, options: BuildOptions) -> dict[str, list[list[int]]]
 
 def _climb_down(request: _Request, model: "ModelProto") -> Built:
     """Build rung by rung of the precision ladder, on each with every head, until the scores are right."""
-    failures: list[HpedgeError] = []
+    heads, failure = list(request.heads), None
     for rung in graph_edits.rungs(model):
         graph = graph_edits.on_rung(model, rung)
-        for head in request.heads:
+        for head in tuple(heads):
+            if failure:
+                say(f"note: {failure} Trying head {head.mode}, {rung}.")
             try:
                 return _attempt(request, graph, rung, head)
-            except (MissingDependency, CheckFailed) as error:
-                failures.append(error)
-                last = rung == graph_edits.rungs(model)[-1] and head is request.heads[-1]
-                hopeless = isinstance(error, MissingDependency) and len(request.heads) == 1
-                if last or hopeless:
-                    break
-                say(f"note: head {head.mode}, {rung}: {error}")
-    # A build that failed on all of them says more than scores that were off on one.
-    raise failures[-1]
+            except CheckFailed as error:
+                failure = error
+            except MissingDependency as error:
+                # On the next rung it would fail again.
+                failure = error
+                heads.remove(head)
+    raise failure
 
 
 def _attempt(request: _Request, graph: "ModelProto", rung: str, head: Head) -> Built:
