@@ -1,21 +1,15 @@
-"""``hpedge infer``: pictures through a Predictor to a table, JSONL or CSV, and overlays."""
+"""``hpedge infer``: frames of a source through a Predictor to outputs."""
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
-
-from PIL import Image
 
 from hpdval_edge.errors import BadData, UsageError
-from hpdval_edge.images import find_images, open_rgb
-from hpdval_edge.overlay import draw_overlay, save_overlay
-from hpdval_edge.predictor import Prediction, Predictor
+from hpdval_edge.outputs.output import Output
+from hpdval_edge.pipeline import classify
+from hpdval_edge.predictor import Predictor
 from hpdval_edge.progress import say
+from hpdval_edge.sources.frame import Frame, FrameSource
 
-FORMATS = ("table", "jsonl", "csv")
 LAST_EXPORT = Path("runs") / "last-export"
 
 
@@ -28,74 +22,23 @@ def last_export() -> Path:
     return Path(LAST_EXPORT.read_text(encoding="utf-8").strip())
 
 
-def infer(predictor: Predictor, sources: Sequence[str], *, format_: str, overlay: Path | None, batch: int) -> int:
-    """Write one result a picture to stdout, in order; return how many pictures could not be read.
+def infer(predictor: Predictor, source: FrameSource, outputs: Sequence[Output], *, batch: int) -> tuple[int, int]:
+    """Write one result a frame to every output, in order; return how many were written and how many not readable."""
+    done = failed = 0
 
-    Args:
-        sources: files, folders, globs. overlay: folder for PNG pictures, named after their sources.
-    """
-    paths = find_images(sources)
-    targets = overlay_names(paths, overlay) if overlay else {}
-    write = _writer(format_, predictor.labels, sys.stdout)
-    failed = 0
-    for group in _batches(paths, batch):
-        readable: list[tuple[Path, Image.Image]] = []
-        for path in group:
-            try:
-                readable.append((path, open_rgb(path)))
-            except BadData as error:
-                failed += 1
-                say(f"hpedge: {error}")
-        if not readable:
-            continue
-        prepared = predictor.prepare([picture for _, picture in readable])
-        for (path, picture), prediction in zip(readable, predictor.predict_images(prepared), strict=True):
-            write(path, prediction)
-            if overlay:
-                page = draw_overlay(picture, prediction, predictor.labels, predictor.thresholds, title=path.name)
-                save_overlay(targets[path], page)
-    summary = f"{len(paths) - failed} of {len(paths)} pictures"
-    say(f"{summary}, overlays in {overlay}/" if overlay else summary)
-    return failed
+    def report(frame: Frame, error: BadData) -> None:
+        nonlocal failed
+        failed += 1
+        say(f"hpedge: {error}")
 
-
-def _batches(paths: list[Path], size: int) -> Iterator[list[Path]]:
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]
-
-
-def overlay_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A PNG path for each picture: its stem, with a number where two pictures share it."""
-    names: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for path in paths:
-        name, number = path.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name.lower())
-        names[path] = folder / f"{name}.png"
-    return names
-
-
-def _writer(format_: str, labels: tuple[str, ...], stream: TextIO) -> Callable[[Path, Prediction], None]:
-    if format_ == "jsonl":
-        return lambda path, prediction: _write_json(path, prediction, labels, stream)
-    if format_ == "csv":
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "labels", *labels])
-        return lambda path, prediction: writer.writerow(
-            [path.as_posix(), ";".join(prediction.labels), *(f"{score:.6f}" for score in prediction.scores)]
-        )
-    return lambda path, prediction: print(_table_row(path, prediction, labels), file=stream, flush=True)
-
-
-def _write_json(path: Path, prediction: Prediction, labels: tuple[str, ...], stream: TextIO) -> None:
-    scores = {label: round(float(score), 6) for label, score in zip(labels, prediction.scores, strict=True)}
-    line = {"path": path.as_posix(), "labels": list(prediction.labels), "scores": scores}
-    print(json.dumps(line), file=stream, flush=True)
-
-
-def _table_row(path: Path, prediction: Prediction, labels: tuple[str, ...]) -> str:
-    chosen = [f"{label} {prediction.scores[labels.index(label)]:.3f}" for label in prediction.labels]
-    return f"{path.as_posix()}  {', '.join(chosen) or '-'}"
+    keep = any(output.pictures for output in outputs)
+    try:
+        for result in classify(predictor, source, batch=batch, keep_pictures=keep, on_bad=report):
+            for output in outputs:
+                output.write(result)
+            done += 1
+    finally:
+        source.close()
+        for output in outputs:
+            output.close()
+    return done, failed

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval_edge.infer import overlay_names
+from hpdval_edge.outputs.overlays import PngNames
 from hpdval_edge.overlay import draw_overlay, heat_map
 from hpdval_edge.predictor import Prediction
 
@@ -163,7 +163,8 @@ def test_overlay_names_never_clash(tmp_path):
     from pathlib import Path
 
     paths = [Path("a/x.jpg"), Path("b/X.png"), Path("x-2.jpg")]
-    names = list(overlay_names(paths, tmp_path).values())
+    name = PngNames(tmp_path)
+    names = [name(path) for path in paths]
     assert len({str(name).lower() for name in names}) == 3
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpdval_edge.errors import BadData
 from hpdval_edge.images import find_images, open_rgb
-from hpdval_edge.infer import overlay_names
+from hpdval_edge.outputs.overlays import PngNames
 from hpdval_edge.overlay import INK, MARGIN, MUTED, PAPER, fit, save_overlay, warm
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training.maps import CLIP, RUN, VIEWS, LabelMaps, Viewers, load_viewers, look, slug
@@ -34,18 +34,18 @@ def write_maps(run: RunFolder, sources: Sequence[str], label: str, view: str, ou
     viewers = load_viewers(run, label)
     if viewers.why_no_clip:
         say(f"note: {CLIP} is not shown: {viewers.why_no_clip}")
-    targets = overlay_names(paths, out)
+    name = PngNames(out)
     views = VIEWS if view == "both" else (view,)
     written, failed = [], 0
     with progress("drawing maps", len(paths)) as update:
         for done, path in enumerate(paths):
+            target = name(path).with_suffix(f".{slug(label)}.png")
             try:
                 picture = open_rgb(path)
             except BadData as error:
                 failed += 1
                 say(f"hpedge: {error}")
                 continue
-            target = targets[path].with_suffix(f".{slug(label)}.png")
             seen = _see(viewers, picture, views)
             save_overlay(target, draw_panel(picture, seen, viewers, views, title=f"{path.name}: {label}"))
             written.append(_entry(path, target, seen, viewers))

@@ -1,5 +1,6 @@
 """``hpedge infer``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +38,14 @@ def infer(
     """
     from hpdval_edge import infer as module
     from hpdval_edge.config import PROJECT_FILE, load_config
+    from hpdval_edge.outputs.overlays import Overlays
+    from hpdval_edge.outputs.text import FORMATS, text_output
     from hpdval_edge.predictor import Predictor
+    from hpdval_edge.progress import say
+    from hpdval_edge.sources.pictures import Pictures
 
-    if format_ not in module.FORMATS:
-        raise UsageError(f"--format {format_!r} is not one of {', '.join(module.FORMATS)}.")
+    if format_ not in FORMATS:
+        raise UsageError(f"--format {format_!r} is not one of {', '.join(FORMATS)}.")
     project = load_config(project=Path(PROJECT_FILE)).infer
     predictor = Predictor(
         model or module.last_export(),
@@ -51,5 +56,11 @@ def infer(
         build=build,
         engines=engines,
     )
-    failed = module.infer(predictor, images, format_=format_, overlay=overlay, batch=batch)
+    source = Pictures(images)
+    outputs = [text_output(format_, sys.stdout, predictor.labels)]
+    if overlay:
+        outputs.append(Overlays(overlay, predictor.labels, predictor.thresholds))
+    done, failed = module.infer(predictor, source, outputs, batch=batch)
+    summary = f"{done} of {done + failed} pictures"
+    say(f"{summary}, overlays in {overlay}/" if overlay else summary)
     raise typer.Exit(3 if failed else 0)
