@@ -65,10 +65,10 @@ def _check(dtype: str, width: int, patches: int) -> None:
         raise UsageError(f"--width must be at least 1, got {width}.")
 
 
-def _check_triton(target: Target, installed: str) -> None:
-    if tuple(int(part) for part in installed.split(".")[:2]) < target.triton:
-        needed = ".".join(map(str, target.triton))
-        raise MissingDependency(f"{target.name} needs triton {needed} or newer and {installed} is installed.")
+def _check_triton(wanted: str, oldest: tuple[int, int], installed: str) -> None:
+    if tuple(int(part) for part in installed.split(".")[:2]) < oldest:
+        needed = ".".join(map(str, oldest))
+        raise MissingDependency(f"{wanted} needs triton {needed} or newer and {installed} is installed.")
 
 
 def check_targets(names: str) -> tuple[Target, ...]:
@@ -81,7 +81,7 @@ def check_targets(names: str) -> tuple[Target, ...]:
     targets = find_targets(names)
     installed = triton_version()
     for target in targets:
-        _check_triton(target, installed)
+        _check_triton(target.name, target.triton, installed)
     return targets
 
 
@@ -175,6 +175,7 @@ def build(*, targets: str, dtype: str, width: int, patches: int, out: Path, patc
     with progress("compiling kernels", len(chosen)) as update:
         for done, target in enumerate(chosen, 1):
             variant = Variant(target, dtype, width, patches, patch_scores)
+            _check_triton(f"{dtype} with {patches:,} patches", variant.launch.triton, installed)
             folder = cache_folder() / _key(variant, source, installed)
             binary = _from_cache(folder)
             if binary is None:

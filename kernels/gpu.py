@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,13 @@ MIN_CAPABILITY = 80
 def interpreted() -> bool:
     """Whether triton interprets its kernels on the CPU, as tests do: by its own environment variable."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def triton_release() -> tuple[int, int]:
+    """Major and minor of the installed triton."""
+    major, minor = version("triton").split(".")[:2]
+    return int(major), int(minor)
 
 
 @cache

@@ -11,7 +11,14 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from hpdval_edge.kernels.gpu import capability, device_refuses, installation_refuses, on_device
+from hpdval_edge.kernels.gpu import (
+    capability,
+    device_refuses,
+    installation_refuses,
+    interpreted,
+    on_device,
+    triton_release,
+)
 from hpdval_edge.kernels.head_launch import MAX_IMAGES, MAX_PATCHES, Launch, launch_for, tuned_for
 
 if TYPE_CHECKING:
@@ -41,7 +48,17 @@ def refuses(arrays: tuple) -> str | None:
         return f"it takes at most {MAX_PATCHES:,} patches and these are {arrays[1].shape[1]:,}"
     if arrays[1].shape[0] > MAX_IMAGES:
         return f"it takes at most {MAX_IMAGES:,} images at once and these are {arrays[1].shape[0]:,}"
-    return installation_refuses()
+    return installation_refuses() or _triton_refuses(arrays)
+
+
+def _triton_refuses(arrays: tuple) -> str | None:
+    """Why the installed Triton cannot compile the forward or the gradient, or None."""
+    patches = arrays[1].shape[1]
+    launch = launch_for(patches, max(x.element_size() for x in arrays), capability(arrays[0]))
+    if interpreted() or triton_release() >= launch.triton:
+        return None
+    needed, found = (".".join(map(str, numbers)) for numbers in (launch.triton, triton_release()))
+    return f"float32 with {patches:,} patches needs triton {needed} and {found} is installed; float16 does not"
 
 
 def _contiguous(arrays: tuple) -> Tensors:

@@ -32,6 +32,11 @@ class Launch:
         return self.block_n + self.tail_n
 
     @property
+    def triton(self) -> tuple[int, int]:
+        """The oldest Triton that compiles it: before 3.8 a product needs 16 columns, of float32 as well."""
+        return (3, 8) if self.block_e < 16 else (3, 6)
+
+    @property
     def constants(self) -> dict[str, int]:
         """The kernels' constexpr arguments, but for the width E."""
         return {"BLOCK_C": self.block_c, "BLOCK_N": self.block_n, "TAIL_N": self.tail_n, "BLOCK_E": self.block_e}

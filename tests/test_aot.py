@@ -172,6 +172,13 @@ def test_a_triton_that_does_not_know_the_chip_is_named(fake_compiler, monkeypatc
         aot.build(targets="all", dtype="fp16", width=512, patches=196, out=tmp_path)
 
 
+def test_a_triton_too_old_for_the_launch_is_named(fake_compiler, monkeypatch, tmp_path):
+    monkeypatch.setattr(aot, "triton_version", lambda: "3.7.1")
+    with pytest.raises(MissingDependency, match=r"fp32 with 1,024 patches needs triton 3\.8 or newer and 3\.7\.1 is"):
+        aot.build(targets="all", dtype="fp32", width=512, patches=1024, out=tmp_path)
+    assert not fake_compiler
+
+
 def test_under_the_interpreter_nothing_is_compiled(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(aot.UsageError, match="unset it"):

@@ -40,6 +40,21 @@ def test_importing_it_needs_neither_torch_nor_triton(tmp_path):
     assert done.stdout.strip() == "set()", done.stderr
 
 
+def test_a_triton_too_old_for_narrow_tiles_is_refused(monkeypatch):
+    """Triton 3.6 on a GPU cannot compile the gradient at 1,024 float32 patches: a product there needs 16 columns."""
+    monkeypatch.setattr(head_gpu, "device_refuses", lambda tensor: None)
+    monkeypatch.setattr(head_gpu, "installation_refuses", lambda: None)
+    monkeypatch.setattr(head_gpu, "triton_release", lambda: (3, 7))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = "float32 with 1,024 patches needs triton 3.8 and 3.7 is installed; float16 does not"
+    wide = make((1, 1024, 3, 4))
+    assert head_gpu.refuses(wide) == reason
+    assert head_gpu.refuses(tuple(x.half() for x in wide)) is None
+    assert head_gpu.refuses(make((1, 576, 3, 4))) is None
+    monkeypatch.setattr(head_gpu, "triton_release", lambda: (3, 8))
+    assert head_gpu.refuses(wide) is None
+
+
 def test_refusals_say_why(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tensors = make((2, 5, 3, 4))
