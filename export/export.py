@@ -20,6 +20,7 @@ from hpdval_edge.bundle import (
     PT2,
     SCHEMA,
     TEXT,
+    TEXT_SPACE,
     THRESHOLDS,
     TORCHSCRIPT,
     Bundle,
@@ -28,7 +29,7 @@ from hpdval_edge.bundle import (
     sha256,
     write_thresholds,
 )
-from hpdval_edge.errors import BadData, CheckFailed, UsageError
+from hpdval_edge.errors import BadData, CheckFailed, MissingDependency, UsageError
 from hpdval_edge.export import aot, serving
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
@@ -42,6 +43,7 @@ from hpdval_edge.training.evaluate import engine_scorer, model_scorer
 from hpdval_edge.training.measure import own_pictures
 from hpdval_edge.training.model import DualView, load_model
 from hpdval_edge.training.run_folder import RUNS, RunFolder, reported_weights
+from hpdval_edge.training.text_banks import text_space
 from hpdval_edge.training.thresholds import parse_objective
 
 ENGINES = ("onnx", "torchscript", "pt2")
@@ -195,6 +197,7 @@ def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata
         "preset": run.config().preset,
         "hpedge": version("hpdval-edge"),
         "torch": torch.__version__,
+        **_text_space(run),
     }
     return Manifest(
         schema=SCHEMA,
@@ -212,6 +215,15 @@ def _manifest(run: RunFolder, model: DualView, labels: tuple[str, ...], metadata
         provenance=provenance,
         files={},
     )
+
+
+def _text_space(run: RunFolder) -> dict[str, str]:
+    """The provenance's fingerprint of the text space; none where the teacher is not at hand, so that no label fits."""
+    try:
+        return {TEXT_SPACE: text_space(run).fingerprint}
+    except (BadData, UsageError, MissingDependency) as error:
+        say(f"note: `hpedge labels add` will refuse this bundle, which cannot say its text space: {error}")
+        return {}
 
 
 def _write_kernels(folder: Path, manifest: Manifest, chips: str) -> None:

@@ -31,9 +31,13 @@ TEXT = "text.safetensors"
 THRESHOLDS = "thresholds.json"
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
+# Key of the manifest's provenance: what its text banks were made with, see `training.text_banks`.
+TEXT_SPACE = "text_space"
 # Folder of GPU kernels compiled ahead of time, with a manifest of their own.
 KERNELS = "kernels"
 REQUIRED = (MODEL, TEXT, THRESHOLDS, GOLDEN)
+# What `hpedge labels` and `hpedge calibrate` write; engines depend on none of them.
+LABEL_FILES = (TEXT, THRESHOLDS, GOLDEN, CARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class Bundle:
     text_global, text_local: unit rows float32 [C, E]. thresholds: float32 [C]. calibration: makes probabilities;
     uncalibrated in bundles older than calibration. fitted_at: precision of the scores that thresholds and calibration
     were fitted on; differs from the manifest's where an export could not fit them anew. objective: of the thresholds,
-    as ``hpedge calibrate --objective`` takes it.
+    as ``hpedge calibrate --objective`` takes it. unfitted: labels whose thresholds are not their own, for no validation
+    picture showed them.
     """
 
     path: Path
@@ -104,6 +109,7 @@ class Bundle:
     calibration: Calibration
     fitted_at: str
     objective: str
+    unfitted: frozenset[str] = frozenset()
 
     def read(self, name: str) -> bytes:
         """Content of one file of the bundle, checked against the manifest; BadData if it is not there."""
@@ -140,6 +146,9 @@ def load_bundle(path: str | Path) -> Bundle:
             )
         values = np.array(thresholds["values"], np.float32)
         calibration = read_calibration(thresholds, manifest.logit_scale)
+        # Exports before `hpedge calibrate` existed did not say.
+        fitted = thresholds.get("fitted", [True] * len(values))
+        unfitted = frozenset(label for label, own in zip(manifest.labels, fitted, strict=True) if not own)
         banks = text["global"], text["local"]
     except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, ValueError) as error:
         raise BadData(
@@ -148,7 +157,7 @@ def load_bundle(path: str | Path) -> Bundle:
     _check_shapes(path, manifest, banks, values)
     # Exports before fitted_at existed took the F1 thresholds of float32 scores, whatever the bundle's precision.
     fitted_at, objective = thresholds.get("fitted_at", "fp32"), thresholds.get("objective", "f1")
-    return Bundle(path, manifest, *banks, values, calibration, fitted_at, objective)
+    return Bundle(path, manifest, *banks, values, calibration, fitted_at, objective, unfitted)
 
 
 def _check_shapes(path: Path, manifest: Manifest, banks: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> None:
@@ -176,14 +185,21 @@ def read_calibration(entry: Mapping[str, Any], logit_scale: float) -> Calibratio
 
 
 def replace_thresholds(bundle: Bundle, entry: Mapping[str, Any]) -> None:
-    """Write ``entry`` as the bundle's thresholds, for its precision, with a new manifest; all of it or nothing.
+    """Write ``entry`` as the bundle's thresholds, for its precision; the errors of `rewrite`."""
+    rewrite(bundle, bundle.manifest, {THRESHOLDS: thresholds_text(bundle.manifest, entry)})
+
+
+def rewrite(bundle: Bundle, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """Write the bundle anew with ``files`` in place of its own of these names, and ``manifest`` with their sha256.
+
+    All of it or nothing: a reader sees the bundle as it was or as it will be.
 
     Raises:
-        UsageError: a zipped bundle.
+        UsageError: a zipped bundle, or one that is no longer what ``bundle`` was read from.
         MissingDependency: a full disk; the bundle stays as it was.
     """
     if not bundle.path.is_dir():
-        raise UsageError(f"bundle {bundle.path} is zipped; unpack it to change its thresholds.")
+        raise UsageError(f"bundle {bundle.path} is zipped; unpack it to change it.")
     with new_folder(bundle.path) as folder:
         for source in bundle.path.rglob("*"):
             target = folder / source.relative_to(bundle.path)
@@ -192,14 +208,33 @@ def replace_thresholds(bundle: Bundle, entry: Mapping[str, Any]) -> None:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        write_thresholds(folder, bundle.manifest, entry)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        write_manifest(folder, manifest, files)
+        check_current(bundle)
+
+
+def check_current(bundle: Bundle) -> None:
+    """UsageError where the bundle on disk is another one by now than what ``bundle`` was read from."""
+    if _read_manifest(bundle.path) != bundle.manifest:
+        raise UsageError(f"bundle {bundle.path} was changed by another program meanwhile; run the same once more.")
+
+
+def thresholds_text(manifest: Manifest, entry: Mapping[str, Any]) -> bytes:
+    """thresholds.json with ``entry`` for the manifest's precision."""
+    return (json.dumps({manifest.precision: entry}, indent=2) + "\n").encode()
 
 
 def write_thresholds(folder: Path, manifest: Manifest, entry: Mapping[str, Any]) -> None:
     """thresholds.json with ``entry`` for the manifest's precision, and the manifest with its new sha256."""
-    text = (json.dumps({manifest.precision: entry}, indent=2) + "\n").encode()
+    text = thresholds_text(manifest, entry)
     (folder / THRESHOLDS).write_bytes(text)
-    digests = {**manifest.files, THRESHOLDS: sha256(text)}
+    write_manifest(folder, manifest, {THRESHOLDS: text})
+
+
+def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """manifest.json with the sha256 of ``files`` in place of those it had for them."""
+    digests = {**manifest.files, **{name: sha256(data) for name, data in files.items()}}
     (folder / MANIFEST).write_text(replace(manifest, files=digests).to_json(), encoding="utf-8")
 
 

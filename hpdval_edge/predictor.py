@@ -1,20 +1,33 @@
 """``Predictor``: pictures in, labels and scores out, wherever the bundle runs."""
 
+import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 from PIL import Image
 
-from hpdval_edge.bundle import Bundle, load_bundle
+from hpdval_edge.bundle import LABEL_FILES, Bundle, Manifest
 from hpdval_edge.errors import UsageError
 from hpdval_edge.images import model_input, open_rgb
-from hpdval_edge.runtimes import EngineOptions, load_engine
+from hpdval_edge.runtimes import Engine, EngineOptions, load_engine
+from hpdval_edge.watch import load_unchanged, stamp
 
 Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The labels of one prediction, which a reload may change: names in the order of its scores, thresholds float32
+    [C] in use, and unfitted, the names whose fitted threshold is not their own (``Bundle.unfitted``).
+    """
+
+    names: tuple[str, ...]
+    thresholds: np.ndarray
+    unfitted: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +39,14 @@ class Prediction:
     probabilities: float32 [C] in 0..1, how often pictures with such a score show the label, each label by itself (they
     do not add up to 1): sigmoid((logit_scale * s - bias) / temperature), fitted on the validation pictures and right
     as far as yours resemble those. Bundles without a fit have temperature 1 and bias 0, which is no calibrated
-    probability. None only in a Prediction made by hand.
+    probability. label_set: what the scores are of. Both are None only in a Prediction made by hand.
     """
 
     labels: tuple[str, ...]
     scores: np.ndarray
     patch_scores: np.ndarray
     probabilities: np.ndarray | None = None
+    label_set: LabelSet | None = None
 
 
 class PrecisionWarning(UserWarning):
@@ -66,20 +80,67 @@ class Predictor:
         build: bool = True,
         engines: Path | None = None,
     ) -> None:
-        self.bundle = model if isinstance(model, Bundle) else load_bundle(model)
-        self.engine = load_engine(self.bundle, backend, EngineOptions(threads, build, engines))
-        warn_of_precision(self.bundle)
-        self.top = top
-        self.thresholds = _thresholds(threshold, self.bundle.thresholds)
-        if top is not None and not 1 <= top <= len(self.labels):
-            raise UsageError(
-                f"top={top}, but the bundle has {len(self.labels)} labels; choose 1 to {len(self.labels)}."
-            )
+        self.backend, self.threshold, self.top = backend, threshold, top
+        self.options = EngineOptions(threads, build, engines)
+        self._reloading = threading.Lock()
+        # A bundle read by somebody else may be older than the disk: the first reload looks.
+        self._stamp, bundle = (None, model) if isinstance(model, Bundle) else load_unchanged(Path(model))
+        self._loaded = self._load(bundle, load_engine(bundle, backend, self.options))
+        warn_of_precision(bundle)
+
+    def _load(self, bundle: Bundle, engine: Engine) -> "_Loaded":
+        thresholds = _thresholds(self.threshold, bundle.thresholds)
+        names = bundle.manifest.labels
+        if self.top is not None and not 1 <= self.top <= len(names):
+            raise UsageError(f"top={self.top}, but the bundle has {len(names)} labels; choose 1 to {len(names)}.")
+        return _Loaded(bundle, engine, LabelSet(names, thresholds, bundle.unfitted))
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle in use."""
+        return self._loaded.bundle
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in use."""
+        return self._loaded.engine
 
     @property
     def labels(self) -> tuple[str, ...]:
         """All labels, in the order of the scores."""
-        return self.bundle.manifest.labels
+        return self._loaded.labels.names
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """Thresholds in use, float32 [C]."""
+        return self._loaded.labels.thresholds
+
+    def reload(self) -> bool:
+        """Take over what another program made of the bundle on disk; True where something changed.
+
+        The loaded engine is kept and gets the new text banks where the model is the same. One thread may call this
+        while others predict: each prediction is of the old labels or of the new ones throughout, and its ``label_set``
+        says which. Where nothing was written it costs one look at the manifest's date.
+
+        Raises:
+            HpedgeError: the bundle on disk cannot be used, as when it is opened; the old one stays in use.
+        """
+        with self._reloading:
+            old = self._loaded
+            found = stamp(old.bundle.path)
+            if found is None or found == self._stamp:
+                return False
+            found, bundle = load_unchanged(old.bundle.path)
+            if bundle.manifest == old.bundle.manifest:
+                self._stamp = found
+                return False
+            same = _model(bundle.manifest) == _model(old.bundle.manifest)
+            engine = old.engine.with_banks(bundle) if same else None
+            self._loaded = self._load(bundle, engine or load_engine(bundle, self.backend, self.options))
+            self._stamp = found
+            if not same:
+                warn_of_precision(bundle)
+            return True
 
     @overload
     def __call__(self, pictures: Picture) -> Prediction: ...
@@ -97,31 +158,54 @@ class Predictor:
         batch = [pictures] if single else list(pictures)
         if not batch:
             return []
-        predictions = self.predict_images(self.prepare(batch))
+        loaded = self._loaded
+        predictions = self._predict(loaded, _prepare(loaded, batch))
         return predictions[0] if single else predictions
 
     def prepare(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Pictures as the model takes them (``images.INPUTS``): squashed to its size and normalised."""
-        manifest = self.bundle.manifest
-        sources = [as_pixels(picture) for picture in pictures]
-        return model_input(sources, manifest.image_size, manifest.mean, manifest.std, manifest.input)
+        return _prepare(self._loaded, pictures)
 
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""
         return self.predict_images(self.prepare(pixels))
 
     def predict_images(self, images: np.ndarray) -> list[Prediction]:
-        """Predict what ``prepare`` made of pictures."""
-        scores, patch_scores = self.engine(images)
-        maps = patch_scores.reshape(len(scores), *self.bundle.manifest.grid, -1)
-        probabilities = self.bundle.calibration.probabilities(scores)
-        rows = zip(scores, maps, probabilities, strict=True)
-        return [Prediction(self._choose(row), row, grid, chances) for row, grid, chances in rows]
+        """Predict what ``prepare`` made of pictures, for the same model: a reload in between may bring another one."""
+        return self._predict(self._loaded, images)
 
-    def _choose(self, scores: np.ndarray) -> tuple[str, ...]:
+    def _predict(self, loaded: "_Loaded", images: np.ndarray) -> list[Prediction]:
+        bundle, labels = loaded.bundle, loaded.labels
+        scores, patch_scores = loaded.engine(images)
+        maps = patch_scores.reshape(len(scores), *bundle.manifest.grid, -1)
+        rows = zip(scores, maps, bundle.calibration.probabilities(scores), strict=True)
+        return [Prediction(self._choose(labels, row), row, grid, chances, labels) for row, grid, chances in rows]
+
+    def _choose(self, labels: LabelSet, scores: np.ndarray) -> tuple[str, ...]:
         order = np.argsort(-scores, kind="stable")
-        chosen = order[: self.top] if self.top else [i for i in order if scores[i] >= self.thresholds[i]]
-        return tuple(self.labels[i] for i in chosen)
+        chosen = order[: self.top] if self.top else [i for i in order if scores[i] >= labels.thresholds[i]]
+        return tuple(labels.names[i] for i in chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a reload replaces, all at once: who holds one predicts with labels, banks and thresholds that agree."""
+
+    bundle: Bundle
+    engine: Engine
+    labels: LabelSet
+
+
+def _model(manifest: Manifest) -> Manifest:
+    """The manifest without what labels change: equal for bundles that one loaded engine serves."""
+    files = {name: digest for name, digest in manifest.files.items() if name not in LABEL_FILES}
+    return replace(manifest, labels=(), files=files, provenance={})
+
+
+def _prepare(loaded: _Loaded, pictures: Sequence[Picture]) -> np.ndarray:
+    manifest = loaded.bundle.manifest
+    sources = [as_pixels(picture) for picture in pictures]
+    return model_input(sources, manifest.image_size, manifest.mean, manifest.std, manifest.input)
 
 
 def warn_of_precision(bundle: Bundle) -> None:

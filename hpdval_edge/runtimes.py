@@ -1,5 +1,6 @@
 """Engines that run a bundle's model. Each takes pictures and the text banks, and gives scores."""
 
+import copy
 import importlib.util
 import io
 import warnings
@@ -7,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,6 +40,23 @@ class Engine(Protocol):
         """Images as `images.model_input` makes them -> scores float32 [B, C], patch cosines float32 [B, N, C]."""
         ...
 
+    def with_banks(self, bundle: Bundle) -> "Engine | None":
+        """The same loaded model with the text banks of ``bundle``; None where it does not take so many labels.
+
+        This engine stays as it is, also while other threads run it.
+        """
+        ...
+
+
+Loaded = TypeVar("Loaded")
+
+
+def with_other_banks(engine: Loaded, banks: Any) -> Loaded:
+    """A copy of an engine that shares all but its text banks, the attribute ``banks``."""
+    other = copy.copy(engine)
+    other.banks = banks
+    return other
+
 
 class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU."""
@@ -64,11 +82,19 @@ class OnnxRuntimeEngine:
             raise BadData(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.path}/{MODEL}: {error}."
             ) from error
-        self.banks = {"text_global": bundle.text_global, "text_local": bundle.text_local}
+        self.banks = _banks_by_input(bundle)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, patch_scores = self.session.run(["scores", "patch_scores"], {"image": images, **self.banks})
         return scores, patch_scores
+
+    def with_banks(self, bundle: Bundle) -> "OnnxRuntimeEngine":
+        """The same session with the text banks of ``bundle``."""
+        return with_other_banks(self, _banks_by_input(bundle))
+
+
+def _banks_by_input(bundle: Bundle) -> dict[str, np.ndarray]:
+    return {"text_global": bundle.text_global, "text_local": bundle.text_local}
 
 
 class TorchEngine(ABC):
@@ -90,7 +116,7 @@ class TorchEngine(ABC):
             # PyTorch deprecates TorchScript; `hpedge export --help` says so, a warning here helps nobody.
             warnings.simplefilter("ignore")
             self.module = self.load(io.BytesIO(bundle.read(self.file)))
-        self.banks = (torch.from_numpy(bundle.text_global), torch.from_numpy(bundle.text_local))
+        self.banks = _torch_banks(bundle)
 
     @abstractmethod
     def load(self, file: io.BytesIO) -> Callable:
@@ -102,6 +128,16 @@ class TorchEngine(ABC):
         with torch.no_grad():
             scores, patch_scores = self.module(torch.from_numpy(images), *self.banks)
         return scores.numpy(), patch_scores.numpy()
+
+    def with_banks(self, bundle: Bundle) -> "TorchEngine":
+        """The same module with the text banks of ``bundle``."""
+        return with_other_banks(self, _torch_banks(bundle))
+
+
+def _torch_banks(bundle: Bundle) -> tuple[Any, Any]:
+    import torch
+
+    return torch.from_numpy(bundle.text_global), torch.from_numpy(bundle.text_local)
 
 
 class TorchScriptEngine(TorchEngine):

@@ -141,7 +141,7 @@ def fit_entry(
     """Fit everything on validation scores float32 [n, C] and return the entry of thresholds.json, ready for JSON.
 
     Returns:
-        values, fitted, labels: per label, see ``Thresholds``. objective, shrinkage, fitted_at (the precision).
+        values, fitted, labels: per label, see ``Thresholds``. objective, shrinkage, shared, fitted_at (the precision).
         temperature, bias: see ``Calibration``. pictures: n. reached, cross_fitted: ``decision_quality`` on the
         pictures of the fit and on pictures held back. ECE: see ``calibration_quality``. short: labels below the
         objective's level on the pictures of the fit, each with ``label``, ``positives`` and ``reached`` in 0..1.
@@ -159,6 +159,7 @@ def fit_entry(
         "labels": list(pictures.labels),
         "objective": str(objective),
         "shrinkage": thresholds.shrinkage,
+        "shared": thresholds.shared,
         "fitted_at": precision,
         "temperature": calibration.temperature,
         "bias": calibration.bias,

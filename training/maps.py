@@ -15,7 +15,7 @@ from hpdval_edge.errors import HpedgeError, UsageError
 from hpdval_edge.images import resize_squash
 from hpdval_edge.training.model import DualView, load_model, make_model
 from hpdval_edge.training.precision import choose_device
-from hpdval_edge.training.prompts import class_texts, fixed_prompts
+from hpdval_edge.training.prompts import class_texts, fixed_embeddings
 from hpdval_edge.training.report.facts import RunFacts, read_facts
 from hpdval_edge.training.run_folder import RunFolder
 from hpdval_edge.training.student import Student, make_student
@@ -97,7 +97,7 @@ def plain_clip(config: Config, facts: RunFacts, device: torch.device) -> DualVie
     student, _ = make_student(StudentConfig(init="clip"), teacher)
     texts = class_texts(facts.labels, config.data.class_names)
     with torch.no_grad():
-        fixed = teacher.text.encode_prompts(fixed_prompts(texts, period=config.prompt.period)).float().cpu()
+        fixed = fixed_embeddings(teacher.text, texts, period=config.prompt.period).cpu()
     return make_model(config, student, fixed).to(device).eval().requires_grad_(False)
 
 

@@ -96,10 +96,7 @@ class DualView(nn.Module):
         """
         if self.prompts is None:
             return self.text_global, self.text_local
-        tower = self._tower[0]
-        learnt_global = self.prompts(tower, self.prompts.global_context) if self.learns[0] else self.text_global
-        learnt_local = self.prompts(tower, self.prompts.local_context) if self.learns[1] else self.text_local
-        return at_least_float32(learnt_global), at_least_float32(learnt_local)
+        return prompted_banks((self.text_global, self.text_local), self.prompts, self._tower[0], self.learns)
 
     def banks(self, prompted: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Text banks of the two views, [C, E]: ``prompted`` plus, where labels learn them, their residuals."""
@@ -126,6 +123,23 @@ class DualView(nn.Module):
         cls, patches = self.student(images)
         banks = self.banks()
         return Views(cls.float(), *banks, *self.score(cls, patches, *banks))
+
+
+def prompted_banks(
+    fixed: tuple[Tensor, Tensor], prompts: PromptLearner | None, tower: TextTower, learns: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Text embeddings P (global) and P' (local) [C, E], at least float32: of the contexts where a view ``learns``.
+
+    Args:
+        fixed: both views' embeddings [C, E] without learning. prompts: of the same labels; None before stage 2.
+    """
+    if prompts is None:
+        return fixed
+    contexts = (prompts.global_context, prompts.local_context)
+    made = [
+        prompts(tower, context) if learn else bank for bank, context, learn in zip(fixed, contexts, learns, strict=True)
+    ]
+    return at_least_float32(made[0]), at_least_float32(made[1])
 
 
 def at_least_float32(x: Tensor) -> Tensor:

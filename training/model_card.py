@@ -6,6 +6,7 @@ from typing import Any
 
 from hpdval_edge import __version__
 from hpdval_edge.atomic import write_text
+from hpdval_edge.labels import card_section
 from hpdval_edge.report_table import table
 from hpdval_edge.training.session import Session
 
@@ -21,8 +22,6 @@ CHOSEN = {
 def write(path: Path, session: Session, reports: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the card of a run whose reports so far are ``reports``, by stage."""
     config, splits = session.config, session.splits
-    counts = session.class_counts
-    rows = [f"| {label} | {count} |" for label, count in zip(session.labels, counts.tolist(), strict=True)]
     lines = [
         f"# {path.parent.name}",
         "",
@@ -48,10 +47,6 @@ def write(path: Path, session: Session, reports: Mapping[str, Mapping[str, Any]]
         "cosines; thresholds.json holds the temperature and the bias that make probabilities of them. "
         + CHOSEN[config.eval.select],
         "",
-        "## Labels",
-        "",
-        "| label | training positives |",
-        "| --- | ---: |",
-        *rows,
+        card_section(session.labels, session.class_counts.tolist()),
     ]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines))

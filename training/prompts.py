@@ -95,6 +95,11 @@ class TextTower(nn.Module):
         return self.encode(self.token_embedding(ids), ids.argmax(dim=1))
 
 
+def fixed_embeddings(tower: TextTower, texts: Sequence[str], *, period: bool) -> Tensor:
+    """P^H: the embeddings of the fixed prompts of classes called ``texts``, float32 [C, E]."""
+    return tower.encode_prompts(fixed_prompts(texts, period=period)).float()
+
+
 class PromptLearner(nn.Module):
     """Learnable contexts V (global view) and V' (local view), shared by all classes (eqs 6, 7).
 

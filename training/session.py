@@ -16,7 +16,7 @@ from hpdval_edge.training.image_store import ImageStore
 from hpdval_edge.training.losses import class_stats, make_loss
 from hpdval_edge.training.model import DualView, make_model
 from hpdval_edge.training.precision import autocast, choose_device, set_threads
-from hpdval_edge.training.prompts import PromptLearner, TextTower, class_texts, fixed_prompts
+from hpdval_edge.training.prompts import PromptLearner, TextTower, class_texts, fixed_embeddings
 from hpdval_edge.training.readers_check import read_configured
 from hpdval_edge.training.run_folder import CACHE
 from hpdval_edge.training.scenes import make_scenes_lt
@@ -157,7 +157,7 @@ def prepare(config: Config) -> Session:
     views = stores if teacher.size == resolved.image_size else make_stores(config, splits, teacher.size, names)
     texts = tuple(class_texts(splits.train.labels, config.data.class_names))
     with torch.no_grad():
-        fixed = teacher.text.encode_prompts(fixed_prompts(texts, period=config.prompt.period)).float()
+        fixed = fixed_embeddings(teacher.text, texts, period=config.prompt.period)
     embeddings = _all_embeddings(teacher, views, config, device, width=student.width)
     session = Session(
         config=config,

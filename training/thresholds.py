@@ -62,15 +62,17 @@ def parse_objective(text: str) -> Objective:
 class Thresholds:
     """Fitted thresholds and how good they are.
 
-    values: float32 [C]. fitted: bool [C], True where the class's own positives have a share. shrinkage: m. reached:
-    ``decision_quality`` on the pictures of the fit, which flatters. cross_fitted: the same on pictures held back, each
-    judged by thresholds (m included) that others chose; None where there are fewer than two pictures.
+    values: float32 [C]. fitted: bool [C], True where the class's own positives have a share. shrinkage: m. shared: the
+    one threshold that serves all classes. reached: ``decision_quality`` on the pictures of the fit, which flatters.
+    cross_fitted: the same on pictures held back, each judged by thresholds (m included) that others chose; None where
+    there are fewer than two pictures.
     precision, recall: [C] on the pictures of the fit, NaN where nothing is predicted or positive.
     """
 
     values: np.ndarray
     fitted: np.ndarray
     shrinkage: float
+    shared: float
     reached: dict[str, float]
     cross_fitted: dict[str, float] | None
     precision: np.ndarray
@@ -101,12 +103,14 @@ def fit(scores, targets, objective: Objective = F1) -> Thresholds:
         raise ValueError("scores must fit into float32, got larger ones")
     folds = fold_numbers(scores, positive)
     shrinkage, cross_fitted = _cross_fit(scores, positive, folds, objective)
-    values = _Unshrunk(scores, positive, objective).shrunk(shrinkage)
+    unshrunk = _Unshrunk(scores, positive, objective)
+    values = unshrunk.shrunk(shrinkage)
     counts = _count(scores, positive, values)
     hits, chosen, true = counts
     with np.errstate(invalid="ignore"):
         precision, recall = hits / chosen, hits / true
-    return Thresholds(values, true > 0, shrinkage, decision_quality(*counts), cross_fitted, precision, recall)
+    quality = decision_quality(*counts)
+    return Thresholds(values, true > 0, shrinkage, float(unshrunk.shared), quality, cross_fitted, precision, recall)
 
 
 def fold_numbers(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

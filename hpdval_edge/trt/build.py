@@ -319,4 +319,4 @@ def _check(request: _Request, plan: Path, record: EngineRecord) -> EngineRecord:
 
 
 def _plan(path: Path, record: EngineRecord) -> Plan:
-    return Plan(path, record.batch, record.host_code)
+    return Plan(path, record.batch, record.labels, record.host_code)

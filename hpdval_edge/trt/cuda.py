@@ -157,6 +157,14 @@ class Stream:
         self.close = freed(self, cuda.runtime.cudaStreamDestroy, self.handle)
 
 
+class Graph:
+    """An executable CUDA graph, by its handle; freed with the object."""
+
+    def __init__(self, cuda: Cuda, handle: Any) -> None:
+        self.handle = handle
+        self.close = freed(self, cuda.runtime.cudaGraphExecDestroy, handle)
+
+
 def freed(owner: object, release: Callable, *arguments: Any) -> Callable[[], object]:
     """Call ``release`` when ``owner`` goes, or when the result is called; not at exit, when the driver may be gone."""
     finalizer = weakref.finalize(owner, release, *arguments)

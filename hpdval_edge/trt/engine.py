@@ -1,18 +1,18 @@
 """Runs an engine on numpy and cuda-python alone: pinned memory, two streams, CUDA graphs; threads may share it."""
 
+import copy
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hpdval_edge.bundle import Bundle
 from hpdval_edge.errors import MissingDependency
 from hpdval_edge.progress import say
-from hpdval_edge.trt.cuda import Buffer, Cuda, OutOfMemory, Stream, open_cuda
+from hpdval_edge.trt.cuda import Buffer, Cuda, Graph, OutOfMemory, Stream, open_cuda
 from hpdval_edge.trt.flavour import Flavour, runtime_logger
 
 # While one batch computes, the next is copied.
@@ -23,12 +23,13 @@ SLOTS = 2
 class Plan:
     """A built engine's file and how to read it.
 
-    batch: its greatest. host_code: a plugin's library is inside, which is executable code; such a plan is only read
-    where its sha256 was checked.
+    batch, labels: the most that it takes. host_code: a plugin's library is inside, which is executable code; such a
+    plan is only read where its sha256 was checked.
     """
 
     path: Path
     batch: int
+    labels: int
     host_code: bool = False
 
 
@@ -41,7 +42,7 @@ class TensorRTEngine:
 
     def __init__(self, bundle: Bundle, plan: Plan, flavour: Flavour) -> None:
         self.name = flavour.name
-        self.batch = plan.batch
+        self.batch, self.most_labels = plan.batch, plan.labels
         self.cuda = open_cuda()
         trt = flavour.module
         logger = runtime_logger(trt)
@@ -54,6 +55,22 @@ class TensorRTEngine:
                 f"{flavour.title} cannot load {plan.path} on this GPU ({logger.last or 'it gave no reason'}); unless "
                 "memory is short, delete the file and run `hpedge build` here."
             )
+        self._take_banks(bundle)
+
+    def with_banks(self, bundle: Bundle) -> "TensorRTEngine | None":
+        """The same engine with the text banks of ``bundle``; None where it was built for fewer labels.
+
+        Raises:
+            MissingDependency: too little memory for both.
+        """
+        if len(bundle.manifest.labels) > self.most_labels:
+            return None
+        other = copy.copy(self)
+        other._take_banks(bundle)
+        return other
+
+    def _take_banks(self, bundle: Bundle) -> None:
+        """Put the bundle's text banks on the GPU, and make slots that use them."""
         shared = self.cuda.facts().integrated
         self.banks = {
             name: self._bank(bank, shared)
@@ -158,7 +175,7 @@ class _Slot:
             self.count = count
             self._set_shape("image", (count, *self.image.host.shape[1:]))
         if self.graph:
-            self.cuda("cudaGraphLaunch", self.graph, self.stream.handle)
+            self.cuda("cudaGraphLaunch", self.graph.handle, self.stream.handle)
         else:
             self._enqueue()
 
@@ -181,7 +198,7 @@ class _Slot:
     def _drop_graph(self) -> None:
         graph, self.graph = self.graph, None
         if graph:
-            self.cuda("cudaGraphExecDestroy", graph)
+            graph.close()
 
     def _enqueue(self) -> None:
         self.image.to_device(self.count, self.stream.handle)
@@ -190,7 +207,7 @@ class _Slot:
         for buffer in self.outputs.values():
             buffer.to_host(self.count, self.stream.handle)
 
-    def _capture(self) -> Any:
+    def _capture(self) -> Graph | None:
         """The batch's work as a CUDA graph; taken at its second run, for the first one sets TensorRT up."""
         runtime = self.cuda.runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -204,7 +221,7 @@ class _Slot:
                 raise
             graph = self.cuda("cudaStreamEndCapture", self.stream.handle)
             try:
-                return self.cuda("cudaGraphInstantiate", graph, 0)
+                return Graph(self.cuda, self.cuda("cudaGraphInstantiate", graph, 0))
             finally:
                 self.cuda("cudaGraphDestroy", graph)
         except MissingDependency as error:
