@@ -16,6 +16,7 @@ from hpdval_edge.commands.eval import eval
 from hpdval_edge.commands.export import export
 from hpdval_edge.commands.infer import infer
 from hpdval_edge.commands.kernels import kernels
+from hpdval_edge.commands.labels import labels
 from hpdval_edge.commands.maps import maps
 from hpdval_edge.commands.report import report
 from hpdval_edge.commands.reproduce import reproduce
@@ -35,6 +36,7 @@ for verb in (train, eval, calibrate, export, build, infer, reproduce, sweep, com
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(kernels, name="kernels")
+app.add_typer(labels, name="labels")
 
 
 def _version(wanted: bool) -> None:

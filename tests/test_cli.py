@@ -17,7 +17,7 @@ from hpdval_edge.predictor import Prediction
 
 VERBS = (
     *("train", "eval", "export", "infer", "calibrate", "data", "report", "maps"),
-    *("reproduce", "sweep", "complexity", "kernels", "doctor"),
+    *("reproduce", "sweep", "complexity", "kernels", "labels", "doctor"),
 )
 
 
@@ -40,7 +40,9 @@ def test_help_is_instant_and_imports_no_torch():
         assert f"\n  {verb} " in done.stdout
 
 
-@pytest.mark.parametrize("verb", [*(verb for verb in VERBS if verb not in ("data", "kernels")), "kernels build"])
+@pytest.mark.parametrize(
+    "verb", [*(verb for verb in VERBS if verb not in ("data", "kernels", "labels")), "kernels build", "labels add"]
+)
 def test_every_verb_shows_examples(hpedge, verb):
     code, out, _ = hpedge(*verb.split(), "--help")
     assert code == 0

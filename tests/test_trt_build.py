@@ -263,3 +263,42 @@ def test_the_benchmark_writes_down_what_works_and_what_does_not(board):
     assert "needs TensorRT 10.9 or later" in row["builds"]["qdp-aot"]["reason"]
     assert row["timings"]["batch 8"]["onnx"]["onnx_over_this"] == 1.0
     assert board(code=script, DOUBLE_NO_GPU="1").stderr.startswith("gpu.py: there is no NVIDIA GPU")
+
+
+LABELS_CHANGE = """
+import gc, numpy as np
+from cuda.bindings import runtime
+from hpdval_edge import Predictor, load_bundle
+from hpdval_edge.labels import NewLabels, add_labels
+predictor = Predictor("tiny.hpedge", "tensorrt")
+bundle = load_bundle("tiny.hpedge")
+images = predictor.prepare(bundle.golden()[0])
+for _ in range(3):
+    before = predictor.predict_images(images)
+held, loaded = dict(runtime.live), predictor.engine.engine
+names = tuple(f"label {i}" for i in range(int(__import__("os").environ["NEW"])))
+banks = np.random.default_rng(0).standard_normal((2, len(names), 24))
+bundle = add_labels(bundle, NewLabels(names, *banks, bundle.manifest.provenance["text_space"]))
+print(predictor.reload(), predictor.engine.engine is loaded)
+for _ in range(3):
+    after = predictor.predict_images(images)
+expected = bundle.golden()[1]
+print(max(abs(a.scores - e).max() for a, e in zip(after, expected)) < 4e-3, len(after[0].scores))
+gc.collect()
+print(runtime.live == held)
+"""
+
+
+@pytest.mark.parametrize(("new", "same"), [(30, True), (9, False)])
+def test_new_labels_in_a_running_engine(board, new, same):
+    """An engine takes new text banks without a build; only where it was built for fewer labels there is another.
+
+    Planted mistakes: the old banks kept; the old slots' streams, graphs or buffers not freed; an engine asked for more
+    labels than it was built for.
+    """
+    if not same:
+        board("build", "tiny.hpedge", "--labels", 8)
+    done = board(code=LABELS_CHANGE, NEW=str(new))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"True {same}", f"True {4 + new}", "True"]
+    assert builds(board) == [3] * (1 if same else 2)

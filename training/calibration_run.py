@@ -118,6 +118,9 @@ def summary(fitted: dict[str, Any]) -> str:
         f"  ECE {ece['before']:.4f} before, {ece['after']:.4f} after{crossed}; "
         f"temperature {fitted['temperature']:.4g}, bias {fitted['bias']:.4g}"
     )
+    unfitted = [label for label, own in zip(fitted["labels"], fitted["fitted"], strict=True) if not own]
+    if unfitted:
+        lines.append(f"  not fitted, for no picture shows them: {', '.join(unfitted)}")
     if fitted["short"]:
         each = (f"{row['label']} {_got(row['reached'])} ({row['positives']})" for row in fitted["short"])
         lines.append(f"  below {fitted['objective']}, with what they reach (and positives): {', '.join(each)}")

@@ -11,6 +11,7 @@ from hpdval_edge.config import load_config
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.predictor import Predictor
 from hpdval_edge.presets import DEMO
+from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import LabelledImages, Splits
 from hpdval_edge.training.evaluate import Scorer, engine_scorer, model_scorer, report, score_pictures
 from hpdval_edge.training.model import load_model
@@ -26,7 +27,10 @@ BOOTSTRAP = 1000
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Something that scores pictures, with what the report needs of it. class_counts: training positives int64 [C]."""
+    """Something that scores pictures, with what the report needs of it.
+
+    class_counts: training positives int64 [C]. unfitted: labels whose thresholds are not their own.
+    """
 
     name: str
     scorer: Scorer
@@ -35,6 +39,7 @@ class Subject:
     image_size: int
     calibration: Calibration
     thresholds: np.ndarray
+    unfitted: tuple[str, ...]
     post: str
 
 
@@ -45,7 +50,8 @@ def measure(model: str | None, *, data: str | None, images: str | None, backend:
         data: a labelled file of any reader, a folder with a test part, or ``demo``; None is the run's own test split.
 
     Returns:
-        ``multilabel_report`` with ``model`` and ``split`` added.
+        ``multilabel_report`` with ``model``, ``split`` and ``unfitted`` added, the labels whose thresholds OF1 and CF1
+        take though no validation picture showed them.
 
     Raises:
         UsageError, BadData: no such model or data; labels that the model does not know.
@@ -65,7 +71,12 @@ def measure(model: str | None, *, data: str | None, images: str | None, backend:
         calibration=subject.calibration,
         bootstrap=BOOTSTRAP,
     )
-    return {"model": subject.name, "split": split, **result}
+    if subject.unfitted:
+        say(
+            f"note: thresholds not fitted, but counted in OF1 and CF1: {', '.join(subject.unfitted)}; fit them with "
+            f"hpedge calibrate {subject.name} --data LIST"
+        )
+    return {"model": subject.name, "split": split, "unfitted": list(subject.unfitted), **result}
 
 
 def is_bundle(model: str | None) -> bool:
@@ -84,6 +95,7 @@ def _bundle(path: str, backend: str) -> Subject:
         image_size=bundle.manifest.image_size,
         calibration=bundle.calibration,
         thresholds=bundle.thresholds,
+        unfitted=tuple(label for label in predictor.labels if label in bundle.unfitted),
         post="none",
     )
 
@@ -102,6 +114,7 @@ def run_subject(run: RunFolder) -> Subject:
         image_size=model.student.spec.image_size,
         calibration=read_calibration(fitted, model.logit_scale.item()),
         thresholds=np.array(fitted["values"], np.float32),
+        unfitted=tuple(label for label, own in zip(labels, fitted["fitted"], strict=True) if not own),
         post=config.eval.post,
     )
 

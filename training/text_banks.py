@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpdval_edge.bundle import Bundle
 from hpdval_edge.config import Config
-from hpdval_edge.errors import BadData
+from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.labels import NewLabels, check_names
 from hpdval_edge.training.model import prompted_banks, read_weights
 from hpdval_edge.training.prompts import TextTower, class_texts, fixed_embeddings
-from hpdval_edge.training.run_folder import RunFolder, reported_weights
+from hpdval_edge.training.run_folder import RUNS, RunFolder, find_run, reported_weights
 from hpdval_edge.training.session import make_prompts
 from hpdval_edge.training.teacher import load_teacher
 
@@ -84,6 +85,24 @@ def text_space(run: RunFolder) -> TextSpace:
                 "with; put the teacher's files back as they were."
             )
     return space
+
+
+def bundle_run(bundle: Bundle, name: str | None) -> RunFolder:
+    """The run called ``name``, or else the one that the bundle was exported from.
+
+    Raises:
+        UsageError: it is not here.
+    """
+    if name is not None:
+        return find_run(name)
+    own = str(bundle.manifest.provenance.get("run"))
+    for path in (RUNS / own, bundle.path.parent):
+        if path.name == own and (path / "config.toml").is_file():
+            return RunFolder(path)
+    raise UsageError(
+        f"the run {own!r} of bundle {bundle.path} is not here; pass --run, or add labels --from a file that "
+        "`hpedge labels embed` wrote where the run is."
+    )
 
 
 def new_labels(run: RunFolder, names: Sequence[str]) -> NewLabels:
