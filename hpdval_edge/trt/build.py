@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hpdval_edge.atomic import disk_errors
 from hpdval_edge.bundle import GOLDEN, MODEL, Bundle, sha256
 from hpdval_edge.errors import CheckFailed, MissingDependency, UsageError
-from hpdval_edge.images import model_input
+from hpdval_edge.golden import compare
 from hpdval_edge.machine import read_machine
 from hpdval_edge.platforms import dotted
 from hpdval_edge.progress import say
@@ -276,15 +274,11 @@ def _job(request: _Request, graph: "ModelProto", head: Head, plan: Path, level: 
 
 
 def measure(bundle: Bundle, plan: Plan, flavour: Flavour) -> tuple[float, int]:
-    """Largest |score - golden score| of an engine, and labels that change; inf for scores that are no numbers."""
-    images, expected = bundle.golden()
-    manifest = bundle.manifest
+    """An engine's `golden.compare`; it is loaded for that and freed."""
     engine = TensorRTEngine(bundle, plan, flavour)
-    scores = engine(model_input(images, manifest.image_size, manifest.mean, manifest.std, manifest.input))[0]
+    found = compare(bundle, engine)
     engine.close()
-    error = np.abs(scores.astype(np.float64) - expected).max()
-    flips = int(((scores >= bundle.thresholds) != (expected >= bundle.thresholds)).sum())
-    return float(error) if np.isfinite(error) else float("inf"), flips
+    return found
 
 
 def _checked(request: _Request, built: Built) -> Built:
