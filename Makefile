@@ -21,7 +21,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: $(BUILT_FROM) | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[train,export,rtx,dev]'
+	$(BIN)/python -m pip install -e '.[train,export,rtx,openvino,dev]'
 	touch $@ .venv/installed-run
 
 demo: .venv/installed-run

@@ -9,6 +9,7 @@ from hpdval_edge.bundle import KERNELS, Bundle
 from hpdval_edge.errors import BadData
 from hpdval_edge.machine import Machine
 from hpdval_edge.platforms import (
+    BF16_FEATURES,
     CHIPS,
     JETPACKS,
     Chip,
@@ -22,21 +23,38 @@ from hpdval_edge.platforms import (
     rtx_head_modes,
     tensorrt_notes,
 )
-from hpdval_edge.runtimes import BACKENDS, PLANNED
+from hpdval_edge.runtimes import BACKENDS
 
 # What `hpedge export` writes, and the options that ask for it; int8 is there as ONNX alone.
 PRECISIONS = {"fp32": "", "fp16": " --fp16", "int8": " --int8", "int8-fp16": " --int8 --fp16"}
 FLOATS = ("fp32", "fp16")
-# Distributions of which a backend on the CPU needs one, and what installs it.
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a backend on the CPU needs: one of ``packages``, which ``install`` brings, and one of ``features``, if any.
+
+    computes: precision of its floats, where it is not the bundle's own.
+    """
+
+    packages: tuple[str, ...]
+    install: str
+    precisions: tuple[str, ...] = FLOATS
+    computes: str | None = None
+    features: tuple[str, ...] = ()
+
+
+_OPENVINO = (("openvino",), "'hpdval-edge[openvino]'", (*FLOATS, "int8"))
 NEEDS = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "hpdval-edge"),
-    "torchscript": (("torch",), "'hpdval-edge[export]'"),
-    "pt2": (("torch",), "'hpdval-edge[export]'"),
+    "onnxruntime": Needs(("onnxruntime", "onnxruntime-gpu"), "hpdval-edge", tuple(PRECISIONS), "float32"),
+    "openvino": Needs(*_OPENVINO, "float32"),
+    "openvino-bf16": Needs(*_OPENVINO, "bfloat16", BF16_FEATURES),
+    "torchscript": Needs(("torch",), "'hpdval-edge[export]'"),
+    "pt2": Needs(("torch",), "'hpdval-edge[export]'"),
 }
 OLDEST_PYTHON = (3, 10)
 OLDEST_TENSORRT = (10, 0)
 MOUNT = "-v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
-NOT_YET = "not in this version yet"
 
 
 def diagnose(machine: Machine, bundle: Bundle | None = None) -> dict[str, Any]:
@@ -57,7 +75,7 @@ def diagnose(machine: Machine, bundle: Bundle | None = None) -> dict[str, Any]:
     return {
         "machine": asdict(machine),
         "board": board,
-        "backends": [*backends, *_planned()],
+        "backends": backends,
         "notes": notes,
         "install": list(_install(machine, jetpack)),
         "bundle": bundle and _bundle(bundle, backends, jetpack, capabilities),
@@ -77,18 +95,21 @@ def _capabilities(machine: Machine, chip: Chip | None) -> list[int]:
 
 def _backends(machine: Machine) -> Iterator[dict[str, Any]]:
     """What runs bundles on the CPU."""
-    for name, (packages, install) in NEEDS.items():
-        found = next(
-            (f"{package} {machine.packages[package]}" for package in packages if package in machine.packages), None
-        )
+    for name, needs in NEEDS.items():
+        found = next((package for package in needs.packages if package in machine.packages), None)
+        reason = None if found else f"needs {needs.packages[0]}: pip install {needs.install}"
+        able = not needs.features or not {*needs.features}.isdisjoint(machine.cpu_features)
+        if not able:
+            reason = f"needs a CPU with {', '.join(needs.features[:-1])} or {needs.features[-1]}"
         yield {
             "name": name,
-            "works": found is not None,
-            "with": found,
-            "reason": None if found else f"needs {packages[0]}: pip install {install}",
-            "precisions": list(PRECISIONS if name == "onnxruntime" else FLOATS),
+            "works": reason is None,
+            "with": found and f"{found} {machine.packages[found]}",
+            "reason": reason,
+            "precisions": list(needs.precisions) if able else [],
+            "computes": needs.computes,
             # The exported model computes the head in plain operators. Value: why it cannot be carried so.
-            "head_modes": {"onnx": None},
+            "head_modes": {"onnx": None} if able else {},
         }
 
 
@@ -114,7 +135,7 @@ def _gpu_row(name: str, title: str | None, modes: dict[str, str | None], reason:
     if reason is None and not able:
         reason = next(iter(modes.values()))
     row = {"name": name, "works": reason is None, "with": title, "reason": reason}
-    return {**row, "precisions": list(PRECISIONS) if able else [], "head_modes": modes}
+    return {**row, "precisions": list(PRECISIONS) if able else [], "computes": None, "head_modes": modes}
 
 
 def _lacks_for_tensorrt(machine: Machine, version: Version, module: bool, capabilities: list[int]) -> str | None:
@@ -135,12 +156,6 @@ def _lacks_for_engines(machine: Machine, capabilities: list[int]) -> str | None:
     if cuda and major > cuda:
         return f"cuda-python {ours} is too new for CUDA {machine.cuda}: pip install 'cuda-python<{cuda[0] + 1}'"
     return None
-
-
-def _planned() -> Iterator[dict[str, Any]]:
-    """What this version does not run yet."""
-    for name in PLANNED:
-        yield {"name": name, "works": False, "with": None, "reason": NOT_YET, "precisions": [], "head_modes": {}}
 
 
 def _board_notes(machine: Machine, jetpack: JetPack | None, chip: Chip | None) -> Iterator[str]:
@@ -195,7 +210,7 @@ def _tensorrt_notes(machine: Machine, jetpack: JetPack | None, capabilities: lis
 
 
 def _install(machine: Machine, jetpack: JetPack | None) -> Iterator[str]:
-    if not any(package in machine.packages for package in NEEDS["onnxruntime"][0]):
+    if not any(package in machine.packages for package in NEEDS["onnxruntime"].packages):
         yield "pip install hpdval-edge, which brings onnxruntime: bundles run on the CPU with it."
     if machine.l4t and not machine.tensorrt:
         brings = f"; JetPack {jetpack.name} brings {dotted(jetpack.tensorrt)}" if jetpack and jetpack.tensorrt else ""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpdval_edge.platforms import CHIPS, Version, parse_version
+from hpdval_edge.platforms import CHIPS, CPU_FEATURES, Version, parse_version
 
 PACKAGES = (
     *("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "triton", "cuda-python", "cuda-bindings"),
@@ -63,6 +63,7 @@ class Machine:
     cpu: str | None = None
     cpu_part: tuple[str, str] | None = None
     cores: int = 0
+    cpu_features: list[str] = field(default_factory=list)
     memory_mib: int | None = None
     power_mode: int | None = None
     power_modes: dict[int, str] = field(default_factory=dict)
@@ -145,6 +146,8 @@ def _read_processor(machine: Machine, files: Files, live: bool) -> None:
     pairs = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
     first = {key: value for key, value in reversed(pairs)}
     machine.cores = sum(key == "processor" for key, _ in pairs)
+    flags = {*first.get("flags", first.get("Features", "")).split()}
+    machine.cpu_features = [flag for flag in CPU_FEATURES if flag in flags]
     if "CPU implementer" in first and "CPU part" in first:
         machine.architecture = "aarch64"
         machine.cpu_part = (first["CPU implementer"].lower(), first["CPU part"].lower())

@@ -40,6 +40,17 @@ CHIPS = (
 )
 
 
+# Flags of /proc/cpuinfo that decide how fast an engine is on a CPU: x86-64's, then AArch64's.
+CPU_FEATURES = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("avx_ne_convert", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+# Those with which products of 8-bit integers have instructions of their own, and with which OpenVINO takes bfloat16.
+INT8_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+BF16_FEATURES = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+
+
 @dataclass(frozen=True, slots=True)
 class JetPack:
     """One L4T release or a family of them; what is not known of it is None.

@@ -15,8 +15,6 @@ import numpy as np
 from hpdval_edge.bundle import MODEL, PT2, TORCHSCRIPT, Bundle
 from hpdval_edge.errors import BadData, HpedgeError, MissingDependency, UsageError
 
-PLANNED = ("openvino",)
-
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -179,6 +177,29 @@ def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
     return refuses
 
 
+def _load_openvino(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
+    def load(bundle: Bundle, options: EngineOptions) -> Engine:
+        from hpdval_edge.engine_openvino import OpenVINOEngine
+
+        return OpenVINOEngine(bundle, options, name)
+
+    return load
+
+
+def _for_openvino(bundle: Bundle) -> str | None:
+    """Weights of 8 bits overflow its sums on CPUs without VNNI without a word; --int8 has 7."""
+    tensorrts = bundle.manifest.precision == "int8-fp16"
+    return "8 bits are for TensorRT here; export with --int8" if tensorrts else _HAS_ONNX(bundle)
+
+
+def _lacks_module(name: str, install: str) -> Callable[[], str | None]:
+    def lacks() -> str | None:
+        missing = importlib.util.find_spec(name) is None
+        return f"its Python module {name} is not installed; pip install {install}" if missing else None
+
+    return lacks
+
+
 def _load_tensorrt(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
     def load(bundle: Bundle, options: EngineOptions) -> Engine:
         from hpdval_edge.trt.build import BuildOptions, build_engine
@@ -217,11 +238,15 @@ def _for_cpus(bundle: Bundle) -> str | None:
     return "8 bits are for CPUs here; export with --int8 --fp16" if bundle.manifest.precision == "int8" else None
 
 
-# Fastest first.
+_HAS_ONNX = _needs_file(MODEL, "--to onnx")
+_LACKS_OPENVINO = _lacks_module("openvino", "'hpdval-edge[openvino]'")
+# Fastest first; docs/cpu.md has what was measured of those for CPUs.
 BACKENDS = (
     Backend("tensorrt", _load_tensorrt("tensorrt"), _for_cpus, _lacks_tensorrt("tensorrt")),
     Backend("tensorrt-rtx", _load_tensorrt("tensorrt-rtx"), _for_cpus, _lacks_tensorrt("tensorrt-rtx")),
-    Backend("onnxruntime", OnnxRuntimeEngine, _needs_file(MODEL, "--to onnx")),
+    Backend("onnxruntime", OnnxRuntimeEngine, _HAS_ONNX, _lacks_module("onnxruntime", "hpdval-edge")),
+    Backend("openvino", _load_openvino("openvino"), _for_openvino, _LACKS_OPENVINO),
+    Backend("openvino-bf16", _load_openvino("openvino-bf16"), _for_openvino, _LACKS_OPENVINO),
     Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),
     Backend("pt2", Pt2Engine, _needs_file(PT2, "--to pt2")),
 )
@@ -232,10 +257,8 @@ def load_engine(bundle: Bundle, backend: str = "auto", options: EngineOptions | 
 
     Raises:
         UsageError: unknown backend, or a named one that refuses the bundle, with its reason.
-        MissingDependency: a named backend's package or device is absent, or it is not part of this version.
+        MissingDependency: a named backend's package or device is absent.
     """
-    if backend in PLANNED:
-        raise MissingDependency(f"backend {backend!r} is not in this version yet; use onnxruntime.")
     known = [candidate.name for candidate in BACKENDS]
     if backend not in ("auto", *known):
         raise UsageError(f"backend {backend!r} is not one of auto, {', '.join(known)}.")

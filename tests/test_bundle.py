@@ -228,7 +228,6 @@ def test_a_missing_file_is_named(copy):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"backend": "openvino"}, MissingDependency, "not in this version yet"),
         ({"backend": "tensorrt"}, MissingDependency, "backend tensorrt: its Python module tensorrt is not installed"),
         ({"backend": "cuda"}, UsageError, "'cuda' is not one of auto, tensorrt, tensorrt-rtx, onnx"),
         ({"threshold": "high"}, UsageError, "neither 'fitted' nor a number"),

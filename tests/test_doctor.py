@@ -274,16 +274,36 @@ def test_bundle_on_a_plain_cpu(record, tiny_bundle, monkeypatch):
     """Planted mistakes: an unknown precision that runs; a GPU's advice without a GPU."""
     monkeypatch.setenv("PATH", "")
     machine = read_machine(record({"proc/cpuinfo": X86}))
+    machine.packages = {"onnxruntime": "1.24.1", "openvino": "2026.1.0", "torch": "2.11.0"}
     bundle = load_bundle(tiny_bundle)
     found = diagnose(machine, bundle)["bundle"]
-    assert (found["runs_with"], found["reason"], found["gpu"]) == (["onnxruntime", "torchscript", "pt2"], None, [])
+    assert (found["reason"], found["gpu"]) == (None, [])
+    assert found["runs_with"] == ["onnxruntime", "openvino", "torchscript", "pt2"]
     integers = diagnose(machine, replace(bundle, manifest=replace(bundle.manifest, precision="int8")))["bundle"]
-    assert integers["runs_with"] == ["onnxruntime"]
+    assert integers["runs_with"] == ["onnxruntime", "openvino"]
+    halves = diagnose(machine, replace(bundle, manifest=replace(bundle.manifest, precision="int8-fp16")))["bundle"]
+    assert halves["runs_with"] == ["onnxruntime"]
     odd = diagnose(machine, replace(bundle, manifest=replace(bundle.manifest, precision="int4")))["bundle"]
     assert (odd["runs_with"], odd["reason"]) == (
         [],
         "this version runs fp32, fp16, int8 and int8-fp16 bundles; update hpedge",
     )
+
+
+def test_features_of_the_cpu_decide_on_bfloat16(record, run_hpedge):
+    """Planted mistakes: the last core's flags, or parts of their names; bfloat16 wherever OpenVINO is installed."""
+    genoa = X86.replace(": fpu", ": fpu avx2 avx512f avx512_vnni avx512_bf16")
+    rows = {}
+    for name, cpuinfo in {"old": X86.replace(": fpu", ": fpu avx2 avx512_bf16_not"), "new": genoa}.items():
+        machine = read_machine(record({"proc/cpuinfo": cpuinfo}), live=False)
+        machine.packages = {"openvino": "2026.1.0"}
+        rows[name] = {row["name"]: row for row in diagnose(machine)["backends"]}
+    assert machine.cpu_features == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"]
+    assert rows["old"]["openvino"]["computes"] == rows["new"]["openvino"]["computes"] == "float32"
+    assert rows["old"]["openvino-bf16"]["reason"] == "needs a CPU with avx512_bf16, amx_bf16 or avx_ne_convert"
+    assert (rows["new"]["openvino-bf16"]["works"], rows["new"]["openvino-bf16"]["computes"]) == (True, "bfloat16")
+    out = run_hpedge("doctor", "--root", record({"proc/cpuinfo": X86.replace(": fpu", ": fpu avx2")}))[1]
+    assert "avx2; none that adds up products of 8-bit integers or bfloat16" in out
 
 
 def test_garbled_kernels_are_bad_data(record, with_kernels):

@@ -61,6 +61,8 @@ def _machine_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         chip = f"{board['chip']}, told by {board['chip_told_by']}" if board["chip"] else "unknown chip"
         yield "chip", f"{chip}; {', '.join(board['sm']) or 'sm unknown'}"
     yield "CPU", f"{facts['cpu'] or 'unknown'}, {facts['cores'] or '?'} cores, {facts['architecture'] or 'unknown'}"
+    if facts["cpu_features"]:
+        yield "features", _features(facts["cpu_features"])
     shared = ", shared with the GPU" if board["jetson"] else ""
     yield "memory", f"{facts['memory_mib'] / 1024:.1f} GiB{shared}" if facts["memory_mib"] else "unknown"
     for gpu in facts["gpus"]:
@@ -83,6 +85,15 @@ def _machine_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "packages", ", ".join(python + packages) or "none of those that matter here"
 
 
+def _features(found: list[str]) -> str:
+    """The CPU's instructions that engines profit from, and what they lack."""
+    from hpdval_edge.platforms import BF16_FEATURES, INT8_FEATURES
+
+    wanted = {"8-bit integers": INT8_FEATURES, "bfloat16": BF16_FEATURES}
+    lacks = [name for name, flags in wanted.items() if not {*flags} & {*found}]
+    return ", ".join(found) + (f"; none that adds up products of {' or '.join(lacks)}" if lacks else "")
+
+
 def _power(facts: dict[str, Any]) -> str:
     modes = ", ".join(f"{number} {name}" for number, name in facts["power_modes"].items())
     if facts["power_mode"] is None:
@@ -99,7 +110,8 @@ def _backend_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if row["works"] and row["name"].startswith("tensorrt"):
             yield row["name"], _modes(row, bundles, "runs")
         elif row["works"]:
-            yield row["name"], f"runs {bundles} on the CPU ({row['with']}), head as onnx"
+            computes = f" in {row['computes']}" if row["computes"] else ""
+            yield row["name"], f"runs {bundles} on the CPU{computes} ({row['with']}), head as onnx"
         elif row["head_modes"] and row["with"]:
             yield row["name"], f"{row['reason']}; {_modes(row, bundles, 'could run')}"
         else:

@@ -13,7 +13,8 @@ def infer(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle; else the last export.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime, torchscript or pt2.")
+        str | None,
+        typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime, openvino, openvino-bf16, torchscript, pt2."),
     ] = None,
     threshold: Annotated[str | None, typer.Option(help="'fitted' (on validation) or one score for all labels.")] = None,
     top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
