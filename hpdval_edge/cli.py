@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import hpdval_edge
+from hpdval_edge.commands.bench import bench
 from hpdval_edge.commands.build import build
 from hpdval_edge.commands.calibrate import calibrate
 from hpdval_edge.commands.complexity import complexity
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, calibrate, export, build, infer, reproduce, sweep, complexity, report, maps, doctor):
+for verb in (train, eval, calibrate, export, build, infer, reproduce, sweep, complexity, report, maps, doctor, bench):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(kernels, name="kernels")

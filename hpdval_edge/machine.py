@@ -5,6 +5,7 @@ No jtop, no torch, no TensorRT is imported. A root folder other than "/" holds t
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -27,7 +28,7 @@ TENSORRT_HEADERS = (
     *("usr/include/NvInferVersion.h", "usr/local/tensorrt/include/NvInferVersion.h"),
 )
 CONTAINERS = {".dockerenv": "Docker", "run/.containerenv": "Podman"}
-NVIDIA_SMI = ("--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader")
+NVIDIA_SMI_QUERY = "name,compute_cap,driver_version,memory.total"
 NVIDIA_SMI_SECONDS = 5
 
 
@@ -120,8 +121,16 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            self.problems.append(f"/{name} cannot be read ({error.strerror}); run hpedge doctor as a user who may.")
+            self.problems.append(f"/{name} cannot be read ({error.strerror}); run hpedge as a user who may.")
             return None
+
+    def matching(self, pattern: str) -> list[str]:
+        """Names below the root that the glob pattern matches, sorted."""
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+
+    def readable(self, name: str) -> bool:
+        """Whether it is there and may be read; not a problem if not."""
+        return os.access(self.root / name, os.R_OK)
 
     def garbled(self, name: str, text: str, expected: str) -> None:
         """Tell that ``text`` is not what the file should hold."""
@@ -250,37 +259,37 @@ def _headers(files: Files) -> Iterator[str]:
             files.garbled(name, text, "'#define NV_TENSORRT_MAJOR ...'")
 
 
-def _read_gpus(machine: Machine) -> None:
-    """Ask nvidia-smi, where there is one; its failure is a problem of the machine, not of this program."""
+def ask_nvidia_smi(query: str, problems: list[str]) -> list[list[str]]:
+    """The values of ``query``, a row of strings for each GPU; none where there is no nvidia-smi.
+
+    Its failure is a problem of the machine, not of this program: it is told in ``problems``.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
-        return
+        return []
+    arguments = [command, f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            [command, *NVIDIA_SMI], capture_output=True, text=True, errors="replace", timeout=NVIDIA_SMI_SECONDS
-        )
+        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=NVIDIA_SMI_SECONDS)
     except subprocess.TimeoutExpired:
-        machine.problems.append(f"nvidia-smi gave no answer in {NVIDIA_SMI_SECONDS} s; check NVIDIA's driver.")
-        return
+        problems.append(f"nvidia-smi gave no answer in {NVIDIA_SMI_SECONDS} s; check NVIDIA's driver.")
+        return []
     except OSError as error:
-        machine.problems.append(f"nvidia-smi cannot be run ({error.strerror}); check NVIDIA's driver.")
-        return
+        problems.append(f"nvidia-smi cannot be run ({error.strerror}); check NVIDIA's driver.")
+        return []
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode:
         said = ([*done.stderr.splitlines(), *lines] or [""])[0].strip().rstrip(".")
-        machine.problems.append(f"nvidia-smi ended with code {done.returncode} ({said}); check NVIDIA's driver.")
-        return
-    for line in lines:
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != 4:
-            machine.problems.append(f"nvidia-smi answered {line[:60]!r}, four values were expected; it is left out.")
-            continue
-        capability, memory = re.fullmatch(r"(\d+)\.(\d)", cells[1]), re.match(r"(\d+) MiB", cells[3])
-        machine.gpus.append(
-            Gpu(
-                cells[0],
-                int(capability[1] + capability[2]) if capability else None,
-                cells[2],
-                memory and int(memory[1]),
-            )
-        )
+        problems.append(f"nvidia-smi ended with code {done.returncode} ({said}); check NVIDIA's driver.")
+        return []
+    rows, width = [[cell.strip() for cell in line.split(",")] for line in lines], len(query.split(","))
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) != width:
+            problems.append(f"nvidia-smi answered {line[:60]!r}, {width} values were expected; it is left out.")
+    return [row for row in rows if len(row) == width]
+
+
+def _read_gpus(machine: Machine) -> None:
+    for name, compute, driver, size in ask_nvidia_smi(NVIDIA_SMI_QUERY, machine.problems):
+        capability, memory = re.fullmatch(r"(\d+)\.(\d)", compute), re.match(r"(\d+) MiB", size)
+        number = int(capability[1] + capability[2]) if capability else None
+        machine.gpus.append(Gpu(name, number, driver, memory and int(memory[1])))

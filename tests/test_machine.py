@@ -40,7 +40,7 @@ def test_desktop_with_nvidia_smi(record, tmp_path, monkeypatch):
     [
         ("echo 'No devices were found' >&2; exit 6", "code 6 (No devices were found)"),
         ("exec sleep 60", "no answer in 0.2 s"),
-        ("echo garbage", "'garbage', four values"),
+        ("echo garbage", "'garbage', 4 values"),
     ],
 )
 def test_failing_nvidia_smi_is_a_fact(record, tmp_path, monkeypatch, script, said):
@@ -71,7 +71,7 @@ def test_a_folder_in_a_files_place_is_told(record):
     root = record({})
     (root / "etc" / "nv_tegra_release").mkdir(parents=True)
     assert read_machine(root, live=False).problems == [
-        "/etc/nv_tegra_release cannot be read (Is a directory); run hpedge doctor as a user who may."
+        "/etc/nv_tegra_release cannot be read (Is a directory); run hpedge as a user who may."
     ]
 
 
