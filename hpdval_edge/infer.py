@@ -1,6 +1,6 @@
 """``hpedge infer``: frames of a source through a Predictor to outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpdval_edge.errors import BadData, UsageError
@@ -22,8 +22,15 @@ def last_export() -> Path:
     return Path(LAST_EXPORT.read_text(encoding="utf-8").strip())
 
 
-def infer(predictor: Predictor, source: FrameSource, outputs: Sequence[Output], *, batch: int) -> tuple[int, int]:
-    """Write one result a frame to every output, in order; return how many were written and how many not readable."""
+def infer(
+    predictor: Predictor, source: FrameSource, outputs: Sequence[Output], *, batch: int, watch: bool = False
+) -> tuple[int, int]:
+    """Write one result a frame to every output, in order; return how many were written and how many not readable.
+
+    Args:
+        batch: frames the engine takes at once; a live source gives them one by one. watch: look before each frame
+            whether the bundle changed on disk.
+    """
     done = failed = 0
 
     def report(frame: Frame, error: BadData) -> None:
@@ -31,9 +38,10 @@ def infer(predictor: Predictor, source: FrameSource, outputs: Sequence[Output], 
         failed += 1
         say(f"hpedge: {error}")
 
+    frames = _reloading(predictor, source) if watch else source
     keep = any(output.pictures for output in outputs)
     try:
-        for result in classify(predictor, source, batch=batch, keep_pictures=keep, on_bad=report):
+        for result in classify(predictor, frames, batch=1 if source.live else batch, keep_pictures=keep, on_bad=report):
             for output in outputs:
                 output.write(result)
             done += 1
@@ -42,3 +50,10 @@ def infer(predictor: Predictor, source: FrameSource, outputs: Sequence[Output], 
         for output in outputs:
             output.close()
     return done, failed
+
+
+def _reloading(predictor: Predictor, source: FrameSource) -> Iterator[Frame]:
+    for frame in source:
+        if predictor.reload():
+            say(f"{predictor.bundle.path}: loaded again, {len(predictor.labels)} labels")
+        yield frame

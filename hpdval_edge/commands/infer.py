@@ -10,7 +10,13 @@ from hpdval_edge.errors import UsageError
 
 
 def infer(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, globs.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, folders, globs, zip and tar archives, films, camera:0, csi:0, rtsp:// or http:// streams.",
+            show_default=False,
+        ),
+    ],
     model: Annotated[Path | None, typer.Option(help="A bundle; else the last export.")] = None,
     backend: Annotated[
         str | None,
@@ -26,6 +32,20 @@ def infer(
         bool, typer.Option("--build/--no-build", help="Build the TensorRT engine where there is none yet.")
     ] = True,
     engines: Annotated[Path | None, typer.Option(help="Folder of TensorRT engines; else beside the bundle.")] = None,
+    every: Annotated[int, typer.Option(help="Each N-th frame of films, cameras and streams.", min=1)] = 1,
+    fps: Annotated[float | None, typer.Option(help="At most so many frames a second of them.")] = None,
+    duration: Annotated[float | None, typer.Option(help="So many seconds of them.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Pictures and frames in all.", min=1)] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="Attempts to reach a camera or stream again; endless if not given.", min=0)
+    ] = None,
+    stall: Annotated[float, typer.Option(help="Seconds without a frame after which a stream is lost.")] = 10.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Take pictures as they appear in folders; follow a bundle that changes.")
+    ] = False,
+    gstreamer: Annotated[
+        bool, typer.Option("--gstreamer", help="Cameras and streams through GStreamer, on a Jetson its hardware.")
+    ] = False,
 ) -> None:
     """Name what pictures show. A folder is searched for pictures; a bad picture is reported and the rest goes on.
 
@@ -36,6 +56,10 @@ def infer(
       hpedge infer photo.jpg --model birds.hpedge --top 3 --overlay overlays
 
       hpedge infer images/ --format jsonl > labels.jsonl
+
+      hpedge infer clip.mp4 --fps 2
+
+      hpedge infer rtsp://user:password@camera/stream --fps 5 --format jsonl
     """
     from hpdval_edge import infer as module
     from hpdval_edge.config import PROJECT_FILE, load_config
@@ -43,10 +67,13 @@ def infer(
     from hpdval_edge.outputs.text import FORMATS, text_output
     from hpdval_edge.predictor import Predictor
     from hpdval_edge.progress import say
-    from hpdval_edge.sources.pictures import Pictures
+    from hpdval_edge.sources.open import open_source
+    from hpdval_edge.sources.options import SourceOptions
 
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_!r} is not one of {', '.join(FORMATS)}.")
+    options = SourceOptions(every, fps, duration, retries, stall, gstreamer, watch)
+    source = open_source(images, options, max_frames)
     project = load_config(project=Path(PROJECT_FILE)).infer
     predictor = Predictor(
         model or module.last_export(),
@@ -57,11 +84,14 @@ def infer(
         build=build,
         engines=engines,
     )
-    source = Pictures(images)
     outputs = [text_output(format_, sys.stdout, predictor.labels)]
     if overlay:
         outputs.append(Overlays(overlay, predictor.labels, predictor.thresholds))
-    done, failed = module.infer(predictor, source, outputs, batch=batch)
+    try:
+        done, failed = module.infer(predictor, source, outputs, batch=batch, watch=watch)
+    finally:
+        for line in source.summaries():
+            say(line)
     summary = f"{done} of {done + failed} pictures"
     say(f"{summary}, overlays in {overlay}/" if overlay else summary)
     raise typer.Exit(3 if failed else 0)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 from PIL import Image
+
+from hpdval_edge.errors import BadData
 
 Pixels = Image.Image | np.ndarray
 
@@ -35,7 +37,8 @@ class Frame:
 class FrameSource(Protocol):
     """Frames in order; closed when they are no longer wanted, whether all were taken or not.
 
-    live: a camera or stream. It has no end, and of the frames that come while nobody asks the latest alone is kept.
+    live: a camera, a stream or a watched folder. It has no end, and nobody knows when its next frame comes, so a batch
+    does not wait to be full. Of the frames of a camera or stream that come while nobody asks the latest alone is kept.
     """
 
     live: bool
@@ -43,3 +46,12 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def close(self) -> None: ...
+
+
+def unreadable(source: str, reason: str) -> Frame:
+    """A frame that stands for what could not be read: reading it raises BadData ``source: reason``."""
+
+    def read(size: int) -> NoReturn:
+        raise BadData(f"{source}: {reason}")
+
+    return Frame(source, read)
