@@ -9,6 +9,7 @@ import io
 import socket
 import threading
 import time
+from functools import lru_cache
 
 import av
 import numpy as np
@@ -50,6 +51,7 @@ class LiveServer:
     Attributes:
         sent: of each connection, in order, the numbers sent and when (time.time()).
         silent: connections are taken and nothing is said.
+        frozen: nothing more is sent, and no connection closed.
         password: what clients must give with the name ``user``; None lets everyone in.
         status: of HTTP, that is answered instead of pictures where it is not 200.
     """
@@ -59,7 +61,7 @@ class LiveServer:
     def __init__(self, rate: float = 50, password: str | None = None) -> None:
         self.rate = rate
         self.password = password
-        self.silent = False
+        self.silent = self.frozen = False
         self.status = "200 OK"
         self.sent: list[list[tuple[int, float]]] = []
         self.killed = threading.Event()
@@ -95,7 +97,8 @@ class LiveServer:
         while not self.killed.is_set():
             number = int((time.monotonic() - self.began) * self.rate) + 1
             self.killed.wait(self.began + number / self.rate - time.monotonic())
-            yield number
+            if not self.frozen:
+                yield number
 
     def _accept(self, listener: socket.socket, killed: threading.Event) -> None:
         while not killed.is_set():
@@ -139,6 +142,18 @@ class HttpServer(LiveServer):
 
     scheme = "http"
 
+    def __init__(self, rate: float = 50, password: str | None = None, *, cycle: int = 1 << 24, scale: int = 1) -> None:
+        """cycle: how many pictures there are, sent again and again. scale: how many times their size."""
+        self.cycle, self.scale = cycle, scale
+        self.jpeg = lru_cache(64)(self._jpeg)
+        super().__init__(rate, password)
+
+    def _jpeg(self, number: int) -> bytes:
+        pixels = picture(number).repeat(self.scale, 0).repeat(self.scale, 1)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
     def talk(self, connection, requests):
         _, headers = request(requests)
         if not self.allows(headers):
@@ -150,11 +165,10 @@ class HttpServer(LiveServer):
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=part\r\n\r\n")
         self.sent.append([])
         for number in self.numbers():
-            file = io.BytesIO()
-            Image.fromarray(picture(number)).save(file, "JPEG", quality=90)
-            part = b"--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % file.tell()
+            jpeg = self.jpeg(number % self.cycle)
+            head = b"--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
             self.sent[-1].append((number, time.time()))
-            connection.sendall(part + file.getvalue() + b"\r\n")
+            connection.sendall(head + jpeg + b"\r\n")
 
 
 SDP = """v=0

@@ -8,19 +8,38 @@ from av.video.frame import VideoFrame
 
 from hpdval_edge.sources.frame import Pixels
 
+Matrix = tuple[int, int, int, int]
+
+
+class Orientation:
+    """How the frames of one source, given in turn, are to be turned."""
+
+    def __init__(self) -> None:
+        self._angle: int | None = None
+        self._matrix: Matrix = (1, 0, 0, 1)
+
+    def of(self, frame: VideoFrame) -> Matrix:
+        """The display matrix of a frame. It is read anew only where the angle changes: PyAV's side data and its frame
+        hold each other, and would stay in memory, pixels and all, until Python next looks for such circles.
+        """
+        if frame.rotation != self._angle:
+            self._angle, self._matrix = frame.rotation, display_matrix(frame)
+        return self._matrix
+
 
 class Decoded:
     """``Frame.read`` of a decoded frame: colours are converted, and large frames made smaller, when it is called."""
 
-    def __init__(self, frame: VideoFrame) -> None:
+    def __init__(self, frame: VideoFrame, matrix: Matrix) -> None:
         self._frame: VideoFrame | None = frame
+        self._matrix = matrix
 
     def __call__(self, size: int) -> Pixels:
         """uint8 [H, W, 3], upright, the smaller side at least ``2 * size`` where the frame has as much."""
         frame, self._frame = self._frame, None
         width, height = shrunk(frame.width, frame.height, 2 * size)
         rgb = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
-        return upright(rgb, display_matrix(frame))
+        return upright(rgb, self._matrix)
 
 
 def shrunk(width: int, height: int, least: int) -> tuple[int, int]:
@@ -32,7 +51,7 @@ def shrunk(width: int, height: int, least: int) -> tuple[int, int]:
     return -(-width * least // small), -(-height * least // small)
 
 
-def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+def display_matrix(frame: VideoFrame) -> Matrix:
     """The signs (a, b, c, d) of the film's rotation: a pixel (x, y) is shown at (a x + c y, b x + d y)."""
     if not frame.side_data or Type.DISPLAYMATRIX not in frame.side_data:
         return 1, 0, 0, 1
@@ -40,7 +59,7 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
     """Pixels [H, W, 3] turned by a quarter, a half or three, and mirrored, as ``display_matrix`` says."""
     a, b, c, d = matrix
     if a == 0 == d and b and c:

@@ -61,15 +61,17 @@ class LiveSource:
     def _take(self, end: float | None) -> Frame | None:
         """The latest frame, waited for; None at the end or at the time ``end`` of the monotonic clock."""
         with self._changed:
-            while self._latest is None and not self._ended:
+            while True:
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return None
+                if self._latest is not None or self._ended:
+                    break
                 self._changed.wait(left)
             frame, self._latest = self._latest, None
         if frame is None and self._failure:
             raise self._failure
-        return frame if end is None or time.monotonic() < end else None
+        return frame
 
     def _run(self) -> None:
         try:
