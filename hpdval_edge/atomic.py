@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,20 @@ def write_file(target: Path, write: Callable[[Path], None]) -> None:
 def write_text(target: Path, text: str) -> None:
     """``write_file`` for UTF-8 text."""
     write_file(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def append_whole(descriptor: int, data: bytes) -> None:
+    """Append ``data`` to an open file, all of it or, where that fails, nothing; a pipe keeps what it took."""
+    is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    before = os.fstat(descriptor).st_size
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        if left and is_file:
+            os.ftruncate(descriptor, before)
+            os.lseek(descriptor, before, os.SEEK_SET)
 
 
 @contextlib.contextmanager

@@ -115,6 +115,10 @@ class Bundle:
         """Content of one file of the bundle, checked against the manifest; BadData if it is not there."""
         return _checked(self.path, name, self.manifest.files)
 
+    def fingerprint(self) -> str:
+        """The sha256 of manifest.json, which holds those of all other files: it tells a bundle from every other."""
+        return sha256(_read(self.path, MANIFEST))
+
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Pictures uint8 [n, S, S, 3] and their expected scores float32 [n, C]."""
         with np.load(io.BytesIO(self.read(GOLDEN)), allow_pickle=False) as archive:

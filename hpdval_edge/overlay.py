@@ -16,6 +16,8 @@ MUTED = (112, 118, 128)
 PAPER = (250, 250, 248)
 ACCENT = (214, 92, 32)
 TRACK = (228, 228, 224)
+# The accent where it lies on dark.
+GLOW = (255, 176, 120)
 # A few stops of a perceptually even map from dark violet over orange to pale yellow.
 STOPS = np.array([[18, 8, 48], [106, 24, 110], [188, 55, 84], [240, 120, 24], [252, 248, 160]], np.float32)
 STRENGTH = 0.6
@@ -47,28 +49,65 @@ def warm(picture: Image.Image, grid: np.ndarray) -> Image.Image:
 
 
 def draw_overlay(
-    picture: Image.Image, prediction: Prediction, labels: tuple[str, ...], thresholds: np.ndarray, *, title: str
+    picture: Image.Image,
+    prediction: Prediction,
+    labels: tuple[str, ...],
+    thresholds: np.ndarray,
+    *,
+    title: str,
+    column: int | None = None,
 ) -> Image.Image:
-    """Side by side: the picture, and the picture under the heat map of its best label; below, scores of the top labels.
+    """Side by side: the picture, and the picture under a label's heat map; below, scores of the top labels.
 
     Args:
         picture: RGB, any size. labels: all, in score order of ``prediction``. thresholds: float32 [C].
+        column: the heat map's label; None is the best one.
     """
     width = (WIDTH - 3 * MARGIN) // 2
     height = max(1, round(width * picture.height / picture.width))
     small = picture.resize((width, height), Image.Resampling.LANCZOS)
     order = np.argsort(-prediction.scores, kind="stable")
     shown = order[: max(len(prediction.labels), min(5, len(labels)))][:12]
-    best = int(order[0])
+    mapped = int(order[0]) if column is None else column
     page = Image.new("RGB", (WIDTH, height + 3 * MARGIN + 2 * ROW + ROW * len(shown)), PAPER)
     draw = ImageDraw.Draw(page)
     font, caption = ImageFont.load_default(16), ImageFont.load_default(13)
     draw.text((MARGIN, MARGIN), fit(draw, title, caption, width), INK, caption)
-    draw.text((2 * MARGIN + width, MARGIN), fit(draw, f"where: {labels[best]}", caption, width), ACCENT, caption)
+    draw.text((2 * MARGIN + width, MARGIN), fit(draw, f"where: {labels[mapped]}", caption, width), ACCENT, caption)
     top = MARGIN + ROW
     page.paste(small, (MARGIN, top))
-    page.paste(warm(small, prediction.patch_scores[:, :, best]), (2 * MARGIN + width, top))
+    page.paste(warm(small, prediction.patch_scores[:, :, mapped]), (2 * MARGIN + width, top))
     _draw_scores(draw, top + height + MARGIN, shown, prediction, labels, thresholds, font, caption)
+    return page
+
+
+def draw_frame(
+    picture: Image.Image, prediction: Prediction, labels: tuple[str, ...], column: int | None
+) -> Image.Image:
+    """A film's frame, at its own size, with the chosen labels and their scores at its lower left, the best on top.
+
+    Args:
+        picture: RGB, any size. labels: all, in score order. column: label of a heat map over the frame; None is none.
+    """
+    page = picture.copy() if column is None else warm(picture, prediction.patch_scores[:, :, column])
+    size = max(12, picture.height // 24)
+    font, gap = ImageFont.load_default(size), size // 3
+    row = size + 2 * gap
+    # Drawn apart and laid over, since Pillow draws no half transparent shapes onto RGB.
+    shade = Image.new("L", picture.size, 0)
+    draw, shading = ImageDraw.Draw(page), ImageDraw.Draw(shade)
+    shown = prediction.labels[: max(1, (picture.height - gap) // (row + gap))]
+    texts = [(label, f"{prediction.scores[labels.index(label)]:+.3f}") for label in shown]
+    number = max((draw.textlength(score, font) for _, score in texts), default=0)
+    texts = [(fit(draw, label, font, picture.width - number - 6 * gap), score) for label, score in texts]
+    places = [picture.height - (row + gap) * place for place in range(len(texts), 0, -1)]
+    for top, (label, score) in zip(places, texts, strict=True):
+        width = draw.textlength(label, font) + draw.textlength(score, font) + 4 * gap
+        shading.rounded_rectangle((gap, top, gap + width, top + row), gap, 176)
+    page.paste(INK, (0, 0), shade)
+    for top, (label, score) in zip(places, texts, strict=True):
+        draw.text((2 * gap, top + row / 2), label, PAPER, font, anchor="lm")
+        draw.text((4 * gap + draw.textlength(label, font), top + row / 2), score, GLOW, font, anchor="lm")
     return page
 
 

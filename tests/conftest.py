@@ -52,6 +52,38 @@ def record(tmp_path):
     return write
 
 
+@pytest.fixture
+def two_labels():
+    """What outputs know of a model with the labels red and "dark, green", thresholds 0.2."""
+    import numpy as np
+
+    from hpdval_edge.outputs.output import ModelInfo
+
+    return ModelInfo(("red", "dark, green"), np.full(2, 0.2, np.float32), "ab" * 32, "fp16")
+
+
+@pytest.fixture
+def make_result(two_labels):
+    """Results of that model: of a still picture, or of a film's frame where an index is given."""
+    import numpy as np
+    from PIL import Image
+
+    from hpdval_edge.outputs.output import Result
+    from hpdval_edge.predictor import Prediction
+    from hpdval_edge.sources.frame import Frame
+
+    def make(path="a b/photo.jpg", scores=(0.3, 0.1), index=None, time=None, size=(40, 30)):
+        scores = np.array(scores, np.float32)
+        chosen = tuple(two_labels.labels[i] for i in np.argsort(-scores) if scores[i] >= two_labels.thresholds[i])
+        maps = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2) / 100
+        picture = Image.new("RGB", size, (200, 40, 40))
+        chances = (1 / (1 + np.exp(-20 * scores))).astype(np.float32)
+        frame = Frame(path, lambda side: picture, index, time)
+        return Result(frame, Prediction(chosen, scores, maps, chances), picture)
+
+    return make
+
+
 TINY_LABELS = ("red", "green", "blue", "bright square")
 TINY_TEACHER = {
     "embed_dim": 24,

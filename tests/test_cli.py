@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpdval_edge.outputs.overlays import PngNames
+from hpdval_edge.outputs.names import FileNames
 from hpdval_edge.overlay import draw_overlay, heat_map
 from hpdval_edge.predictor import Prediction
 
@@ -162,11 +162,8 @@ def test_export_prints_its_own_check(hpedge, tiny_run, tmp_path):
 
 
 def test_overlay_names_never_clash(tmp_path):
-    from pathlib import Path
-
-    paths = [Path("a/x.jpg"), Path("b/X.png"), Path("x-2.jpg")]
-    name = PngNames(tmp_path)
-    names = [name(path) for path in paths]
+    name = FileNames(tmp_path)
+    names = [name(path) for path in ("a/x.jpg", "b/X.png", "x-2.jpg")]
     assert len({str(name).lower() for name in names}) == 3
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpdval_edge.errors import BadData
 from hpdval_edge.images import find_images, open_rgb
-from hpdval_edge.outputs.overlays import PngNames
+from hpdval_edge.outputs.names import FileNames
 from hpdval_edge.overlay import INK, MARGIN, MUTED, PAPER, fit, save_overlay, warm
 from hpdval_edge.progress import progress, say
 from hpdval_edge.training.maps import CLIP, RUN, VIEWS, LabelMaps, Viewers, load_viewers, look, slug
@@ -34,12 +34,13 @@ def write_maps(run: RunFolder, sources: Sequence[str], label: str, view: str, ou
     viewers = load_viewers(run, label)
     if viewers.why_no_clip:
         say(f"note: {CLIP} is not shown: {viewers.why_no_clip}")
-    name = PngNames(out)
+    names = FileNames(out)
     views = VIEWS if view == "both" else (view,)
     written, failed = [], 0
     with progress("drawing maps", len(paths)) as update:
         for done, path in enumerate(paths):
-            target = name(path).with_suffix(f".{slug(label)}.png")
+            base = names(path.as_posix())
+            target = base.with_name(f"{base.name}.{slug(label)}.png")
             try:
                 picture = open_rgb(path)
             except BadData as error:

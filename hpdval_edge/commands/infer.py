@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from hpdval_edge.errors import UsageError
-
 
 def infer(
     images: Annotated[
@@ -25,7 +23,19 @@ def infer(
     threshold: Annotated[str | None, typer.Option(help="'fitted' (on validation) or one score for all labels.")] = None,
     top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
     format_: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
-    overlay: Annotated[Path | None, typer.Option(help="Folder for pictures with labels and heat maps.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results: .jsonl, .csv or .parquet.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for pictures with labels and heat maps, and for films with labels.")
+    ] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for heat maps, a PNG a picture and label.")] = None,
+    map_label: Annotated[
+        list[str] | None, typer.Option(help="Label of the heat maps; else each picture's best. Repeatable.")
+    ] = None,
+    map_raw: Annotated[bool, typer.Option("--map-raw", help="Also the maps' float32 values, as .npz.")] = False,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Send results to mqtt[s]://HOST/TOPIC or POST them to http[s]://…"),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
     build: Annotated[
@@ -55,25 +65,26 @@ def infer(
 
       hpedge infer photo.jpg --model birds.hpedge --top 3 --overlay overlays
 
-      hpedge infer images/ --format jsonl > labels.jsonl
+      hpedge infer images/ --output labels.parquet
+
+      hpedge infer images/ --maps maps --map-label pizza --map-raw
 
       hpedge infer clip.mp4 --fps 2
 
-      hpedge infer rtsp://user:password@camera/stream --fps 5 --format jsonl
+      hpedge infer rtsp://user:password@camera/stream --fps 5 --to mqtt://broker.local/cameras/door
     """
     from hpdval_edge import infer as module
     from hpdval_edge.config import PROJECT_FILE, load_config
-    from hpdval_edge.outputs.overlays import Overlays
-    from hpdval_edge.outputs.text import FORMATS, text_output
+    from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
+    from hpdval_edge.outputs.output import ModelInfo
     from hpdval_edge.predictor import Predictor
     from hpdval_edge.progress import say
     from hpdval_edge.sources.open import open_source
     from hpdval_edge.sources.options import SourceOptions
 
-    if format_ not in FORMATS:
-        raise UsageError(f"--format {format_!r} is not one of {', '.join(FORMATS)}.")
-    options = SourceOptions(every, fps, duration, retries, stall, gstreamer, watch)
-    source = open_source(images, options, max_frames)
+    options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or ())
+    options.check()
+    source = open_source(images, SourceOptions(every, fps, duration, retries, stall, gstreamer, watch), max_frames)
     project = load_config(project=Path(PROJECT_FILE)).infer
     predictor = Predictor(
         model or module.last_export(),
@@ -84,9 +95,7 @@ def infer(
         build=build,
         engines=engines,
     )
-    outputs = [text_output(format_, sys.stdout, predictor.labels)]
-    if overlay:
-        outputs.append(Overlays(overlay, predictor.labels, predictor.thresholds))
+    outputs = open_outputs(options, ModelInfo.of(predictor.bundle, predictor.thresholds), sys.stdout)
     try:
         done, failed = module.infer(predictor, source, outputs, batch=batch, watch=watch)
     finally:

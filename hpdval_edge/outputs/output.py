@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from hpdval_edge.bundle import Bundle
 from hpdval_edge.predictor import Prediction
 from hpdval_edge.sources.frame import Frame, Pixels
 
@@ -14,6 +17,25 @@ class Result:
     frame: Frame
     prediction: Prediction
     picture: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What outputs know of the model. labels: all, in score order. thresholds: float32 [C], of the chosen labels.
+
+    bundle: sha256 of its manifest.json, which holds those of all its files. precision: what it computes in.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: np.ndarray
+    bundle: str
+    precision: str
+
+    @classmethod
+    def of(cls, bundle: Bundle, thresholds: np.ndarray) -> "ModelInfo":
+        """Of a bundle, with the thresholds in use, float32 [C]."""
+        manifest = bundle.manifest
+        return cls(manifest.labels, thresholds, bundle.fingerprint(), manifest.precision)
 
 
 class Output(Protocol):

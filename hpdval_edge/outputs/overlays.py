@@ -1,48 +1,60 @@
-"""Results as pictures with heat map and scores, one PNG each in a folder."""
+"""Results as pictures with heat map and scores: a PNG a picture, a film a film."""
 
 from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
+from hpdval_edge.outputs.film import Film
+from hpdval_edge.outputs.names import FileNames
 from hpdval_edge.outputs.output import Result
-from hpdval_edge.overlay import draw_overlay, save_overlay
+from hpdval_edge.overlay import draw_frame, draw_overlay, save_overlay
+from hpdval_edge.sources.frame import Pixels
 
 
-class PngNames:
-    """A PNG path in ``folder`` for each picture: its stem, with a number where two pictures share it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.taken: set[str] = set()
-
-    def __call__(self, picture: PurePath) -> Path:
-        name, number = picture.stem, 1
-        while name.lower() in self.taken:
-            number += 1
-            name = f"{picture.stem}-{number}"
-        self.taken.add(name.lower())
-        return self.folder / f"{name}.png"
+def as_image(picture: Pixels) -> Image.Image:
+    """A picture as a source gives it, as an RGB image."""
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
 
 
 class Overlays:
-    """Writes what `draw_overlay` draws; thresholds: float32 [C]."""
+    """Writes what `draw_overlay` draws as ``NAME.png``, and each film, camera or stream as ``NAME.mp4``.
+
+    Args:
+        folder: where they go. labels, thresholds: all, in score order, float32 [C]. column: the label of the heat map;
+            None is a picture's best one, and no heat map in films, where it would flicker.
+    """
 
     pictures = True
 
-    def __init__(self, folder: Path, labels: tuple[str, ...], thresholds: np.ndarray) -> None:
-        self.names = PngNames(folder)
+    def __init__(
+        self, folder: Path, labels: tuple[str, ...], thresholds: np.ndarray, column: int | None = None
+    ) -> None:
+        self.names = FileNames(folder)
         self.labels = labels
         self.thresholds = thresholds
+        self.column = column
+        self.films: dict[str, Film] = {}
 
     def write(self, result: Result) -> None:
-        """Draw and save one picture."""
-        picture = result.picture
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        path = PurePath(result.frame.name)
-        page = draw_overlay(picture, result.prediction, self.labels, self.thresholds, title=path.name)
-        save_overlay(self.names(path), page)
+        """Draw and save one picture, or add one frame to its film."""
+        frame, prediction, picture = result.frame, result.prediction, as_image(result.picture)
+        if frame.index is not None:
+            page = draw_frame(picture, prediction, self.labels, self.column)
+            self._film(frame.source).add(page, frame.index, frame.time)
+            return
+        title = PurePath(frame.source).name
+        page = draw_overlay(picture, prediction, self.labels, self.thresholds, title=title, column=self.column)
+        path = self.names(frame.source)
+        save_overlay(path.with_name(f"{path.name}.png"), page)
+
+    def _film(self, source: str) -> Film:
+        if source not in self.films:
+            path = self.names(source)
+            self.films[source] = Film(path.with_name(f"{path.name}.mp4"))
+        return self.films[source]
 
     def close(self) -> None:
-        """Each picture was whole when it was written."""
+        """Finish the films; each picture was whole when it was written."""
+        while self.films:
+            self.films.popitem()[1].close()

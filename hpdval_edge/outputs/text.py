@@ -4,7 +4,9 @@ import csv
 import json
 from typing import TextIO
 
-from hpdval_edge.outputs.output import Output, Result
+from hpdval_edge.outputs.lines import WholeLines
+from hpdval_edge.outputs.output import ModelInfo, Output, Result
+from hpdval_edge.outputs.record import record
 
 FORMATS = ("table", "jsonl", "csv")
 
@@ -12,12 +14,13 @@ FORMATS = ("table", "jsonl", "csv")
 class _Text:
     pictures = False
 
-    def __init__(self, stream: TextIO, labels: tuple[str, ...]) -> None:
-        self.stream = stream
-        self.labels = labels
+    def __init__(self, stream: TextIO, model: ModelInfo) -> None:
+        self.lines = WholeLines(stream)
+        self.model = model
 
     def close(self) -> None:
-        """Every line was flushed when it was written."""
+        """Every line was written whole."""
+        self.lines.close()
 
 
 class Table(_Text):
@@ -25,37 +28,40 @@ class Table(_Text):
 
     def write(self, result: Result) -> None:
         """Write the line."""
-        prediction = result.prediction
-        chosen = [f"{label} {prediction.scores[self.labels.index(label)]:.3f}" for label in prediction.labels]
-        print(f"{result.frame.name}  {', '.join(chosen) or '-'}", file=self.stream, flush=True)
+        prediction, labels = result.prediction, self.model.labels
+        chosen = [f"{label} {prediction.scores[labels.index(label)]:.3f}" for label in prediction.labels]
+        self.lines.write(f"{result.frame.name}  {', '.join(chosen) or '-'}\n")
 
 
 class JsonLines(_Text):
-    """A JSON object a picture: path, labels, scores by label."""
+    """A JSON object a picture: its record."""
 
     def write(self, result: Result) -> None:
         """Write the object on a line of its own."""
-        prediction = result.prediction
-        scores = {label: round(float(score), 6) for label, score in zip(self.labels, prediction.scores, strict=True)}
-        record = {"path": result.frame.source, "labels": list(prediction.labels), "scores": scores}
-        print(json.dumps(record), file=self.stream, flush=True)
+        self.lines.write(json.dumps(record(result, self.model)) + "\n")
 
 
 class Csv(_Text):
-    """A row a picture: path, labels joined by semicolons, the score of each label."""
+    """A row a picture, the record's keys as columns.
 
-    def __init__(self, stream: TextIO, labels: tuple[str, ...]) -> None:
-        super().__init__(stream, labels)
-        self.rows = csv.writer(stream, lineterminator="\n")
-        self.rows.writerow(["path", "labels", *labels])
+    path, labels joined by semicolons, the score of each label under its name, frame, time, bundle, precision, and each
+    label's probability under ``probability LABEL``.
+    """
+
+    def __init__(self, stream: TextIO, model: ModelInfo) -> None:
+        super().__init__(stream, model)
+        self.rows = csv.writer(self.lines, lineterminator="\n")
+        chances = (f"probability {label}" for label in model.labels)
+        self.rows.writerow(["path", "labels", *model.labels, "frame", "time", "bundle", "precision", *chances])
 
     def write(self, result: Result) -> None:
         """Write the row."""
-        prediction = result.prediction
-        scores = (f"{score:.6f}" for score in prediction.scores)
-        self.rows.writerow([result.frame.source, ";".join(prediction.labels), *scores])
+        row = record(result, self.model)
+        scores, chances = ([f"{value:.6f}" for value in row[key].values()] for key in ("scores", "probabilities"))
+        facts = [row[key] for key in ("frame", "time", "bundle", "precision")]
+        self.rows.writerow([row["path"], ";".join(row["labels"]), *scores, *facts, *chances])
 
 
-def text_output(format_: str, stream: TextIO, labels: tuple[str, ...]) -> Output:
-    """The output for one of FORMATS; labels: all, in score order."""
-    return {"table": Table, "jsonl": JsonLines, "csv": Csv}[format_](stream, labels)
+def text_output(format_: str, stream: TextIO, model: ModelInfo) -> Output:
+    """The output for one of FORMATS."""
+    return {"table": Table, "jsonl": JsonLines, "csv": Csv}[format_](stream, model)

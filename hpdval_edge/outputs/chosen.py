@@ -1,0 +1,88 @@
+"""The outputs that the options of ``hpedge infer`` ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from hpdval_edge.atomic import disk_errors
+from hpdval_edge.errors import MissingDependency, UsageError
+from hpdval_edge.outputs.heat_maps import HeatMaps, label_columns
+from hpdval_edge.outputs.messages import open_output
+from hpdval_edge.outputs.output import ModelInfo, Output
+from hpdval_edge.outputs.overlays import Overlays
+from hpdval_edge.outputs.text import FORMATS, text_output
+
+# Suffix of --output -> format.
+FILES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """The options, as ``hpedge infer --help`` explains them."""
+
+    format_: str = "table"
+    output: Path | None = None
+    overlay: Path | None = None
+    maps: Path | None = None
+    map_labels: Sequence[str] = ()
+    map_raw: bool = False
+    to: Sequence[str] = ()
+
+    def check(self) -> None:
+        """UsageError for values and combinations that cannot be; needs no model, so that it comes at once."""
+        if self.format_ not in FORMATS:
+            raise UsageError(f"--format {self.format_!r} is not one of {', '.join(FORMATS)}.")
+        if self.output is not None and self.output.suffix.lower() not in FILES:
+            raise UsageError(f"--output {self.output} must end in one of {', '.join(FILES)}.")
+        if self.map_raw and self.maps is None:
+            raise UsageError("--map-raw belongs to --maps DIR.")
+        if self.map_labels and self.maps is None and self.overlay is None:
+            raise UsageError("--map-label belongs to --maps DIR or --overlay DIR.")
+
+
+def open_outputs(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> list[Output]:
+    """Open them all; those that were opened are closed again where one cannot be.
+
+    Raises:
+        UsageError, MissingDependency: of the output that cannot be opened.
+    """
+    columns = label_columns(options.map_labels, model.labels)
+    outputs: list[Output] = []
+    try:
+        for url in options.to:
+            outputs.append(open_output(url, model))
+        if options.overlay is not None:
+            column = columns[0] if columns else None
+            outputs.append(Overlays(options.overlay, model.labels, model.thresholds, column))
+        if options.maps is not None:
+            outputs.append(HeatMaps(options.maps, model.labels, columns, raw=options.map_raw))
+        # First of all, so that what fails is what people look at.
+        outputs.insert(0, _records(options, model, stdout))
+    except BaseException:
+        for output in outputs:
+            output.close()
+        raise
+    return outputs
+
+
+def _records(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> Output:
+    """Where the records go: the file of --output, else stdout."""
+    if options.output is None:
+        return text_output(options.format_, stdout, model)
+    kind = FILES[options.output.suffix.lower()]
+    if kind == "parquet":
+        return _parquet(options.output, model)
+    with disk_errors(options.output):
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        return text_output(kind, options.output.open("w", encoding="utf-8", newline=""), model)
+
+
+def _parquet(target: Path, model: ModelInfo) -> Output:
+    try:
+        from hpdval_edge.outputs.parquet import Parquet
+    except ImportError as error:
+        raise MissingDependency(
+            f"{error.name} is not installed, which writes {target}; run: pip install 'hpdval-edge[parquet]'."
+        ) from error
+    return Parquet(target, model)
