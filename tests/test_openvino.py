@@ -8,7 +8,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from hpdval_edge import Predictor, load_bundle, runtimes
+from hpdval_edge import Predictor, engine_openvino, load_bundle, runtimes
 from hpdval_edge.errors import BadData, CheckFailed, MissingDependency, UsageError
 from hpdval_edge.golden import compare
 from hpdval_edge.images import INPUTS
@@ -65,13 +65,15 @@ def test_batches_and_labels_of_any_number(bundle, engine):
     images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
     whole = engine(images)[0]
     np.testing.assert_allclose(np.concatenate([engine(images[:1])[0], engine(images[1:])[0]]), whole, atol=1e-5)
-    engine.banks = {name: bank[[3, 1]] for name, bank in engine.banks.items()}
-    np.testing.assert_allclose(engine(images)[0], whole[:, [3, 1]], atol=1e-5)
+    banks = {name: getattr(bundle, name)[[3, 1]] for name in ("text_global", "text_local")}
+    other = engine.with_banks(replace(bundle, **banks))
+    np.testing.assert_allclose(other(images)[0], whole[:, [3, 1]], atol=1e-5)
+    np.testing.assert_allclose(engine(images)[0], whole, atol=1e-5)
 
 
 @needs_openvino
 def test_threads_share_one_engine(bundle, engine):
-    """Planted mistake: no lock, where OpenVINO says that the request is busy or mixes the pictures."""
+    """Planted mistakes: one request for all, which OpenVINO says is busy; a request that is not given back."""
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     expected, found = engine(images)[0], {}
 
@@ -88,20 +90,23 @@ def test_threads_share_one_engine(bundle, engine):
 
 
 @needs_openvino
-@pytest.mark.parametrize("threads", [1, 2])
-def test_settings_reach_openvino(bundle, threads):
-    """Planted mistakes: the number of threads, or the precision, is not passed on."""
-    model = load_engine(bundle, "openvino", EngineOptions(threads=threads)).request.get_compiled_model()
-    taken = {name: model.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")}
-    assert taken == {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+def test_settings_reach_openvino(bundle, monkeypatch):
+    """OpenVINO takes no more threads than there are cores. Planted mistakes: all threads for each call, or one for all;
+    the precision, the number of streams or that of requests is not passed on.
+    """
+    monkeypatch.setattr(engine_openvino, "threads_for", lambda _: 5)
+    found = [engine_openvino._settings("openvino", threads) for threads in (0, 1, 2, 7)]
+    assert [settings["NUM_STREAMS"] for settings in found] == [1, 4, 2, 1]
+    assert [settings["INFERENCE_NUM_THREADS"] for settings in found] == [0, 4, 4, 7]
+    engine = load_engine(bundle, "openvino", EngineOptions(threads=1))
+    model = engine.requests.queue[0].get_compiled_model()
     assert model.get_property("INFERENCE_PRECISION_HINT").to_dtype() == np.float32
+    assert (model.get_property("ENABLE_CPU_PINNING"), engine.requests.qsize()) == (False, 4)
 
 
 @needs_openvino
 def test_bfloat16_is_checked_on_golden_pictures(bundle, monkeypatch):
     """Computed in float32 here, so that any CPU will do. Planted mistake: bfloat16 without the check."""
-    from hpdval_edge import engine_openvino
-
     monkeypatch.setitem(engine_openvino.PRECISIONS, "openvino-bf16", "f32")
     assert Predictor(bundle, backend="openvino-bf16").engine.name == "openvino-bf16"
     monkeypatch.setitem(engine_openvino.BF16_TOLERANCE, "fp16", 0.0)
