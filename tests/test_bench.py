@@ -1,5 +1,6 @@
 """``hpedge bench``: what is timed, in which order, what is left when it is interrupted, and what it prints."""
 
+import errno
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from hpdval_edge.bench.measure import FEWEST_CALLS, interleave, ratio, summarise
 from hpdval_edge.bench.pictures import generate, parse_size
 from hpdval_edge.bench.run import BenchOptions, run, start
 from hpdval_edge.bench.text import as_text
-from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.errors import BadData, MissingDependency, UsageError
 from hpdval_edge.images import open_rgb
 from hpdval_edge.predictor import Predictor
 
@@ -52,11 +53,13 @@ def test_sizes_that_are_none(text):
 
 
 def test_generated_pictures_are_photos_in_size_and_weight(tmp_path):
-    """A plain colour decodes faster than a photo. Planted mistakes: sides swapped; all pictures the same."""
+    """Without noise a pixel is a bit, which decodes too fast. Planted mistakes: no noise; sides swapped; all
+    pictures the same.
+    """
     paths = generate(tmp_path, (320, 200))
     assert {open_rgb(path).size for path in paths} == {(320, 200)}
     assert len({path.read_bytes() for path in paths}) == len(paths)
-    assert min(path.stat().st_size for path in paths) > 320 * 200 / 8
+    assert min(8 * path.stat().st_size for path in paths) > 2 * 320 * 200
 
 
 def test_what_is_timed(tiny_bundle, tmp_path, monkeypatch):
@@ -178,3 +181,14 @@ def test_pictures_that_are_none_and_bundles_that_are_none(tiny_bundle, tmp_path,
     monkeypatch.chdir(tmp_path)
     code, _, err = run_hpedge("bench")
     assert (code, "run `hpedge export`" in err) == (2, True)
+
+
+def test_a_full_disk_is_named(tiny_bundle, monkeypatch):
+    """Planted mistake: a traceback."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "generate", full)
+    with pytest.raises(MissingDependency, match=r"no space left to write .*hpedge-bench-"):
+        run(start(options(tiny_bundle)))

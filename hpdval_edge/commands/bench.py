@@ -13,7 +13,7 @@ from hpdval_edge.errors import UsageError
 def bench(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[BUNDLE]...", help="One, or several to compare; else the last export."),
+        typer.Argument(metavar="BUNDLE", help="One, or several to compare; else the last export."),
     ] = None,
     backend: Annotated[str, typer.Option(help="As for infer; several, comma-separated, are compared.")] = "auto",
     batch: Annotated[str, typer.Option(help="Images a call, comma-separated.")] = "1,2,4,8",
