@@ -1,6 +1,8 @@
 """Pictures from disk to pixels: the one reading, resizing and normalising of training and runtime."""
 
+import contextlib
 import glob
+import io
 import os
 import re
 import stat
@@ -70,23 +72,46 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     if not isinstance(path, (str, Path)):
         raise TypeError(f"path must be a str or a Path, got {type(path).__name__}")
-    try:
+    with _one_sentence(path):
         _check_is_file(path)
         with open(path, "rb") as file:
-            image, orientation = _decode(file)
-            image = _to_rgb(image)
+            return _upright_rgb(file, MAX_PIXELS)
+
+
+def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What ``open_rgb`` makes of a file, from the file's content; more than ``max_pixels`` are never decoded.
+
+    Raises:
+        BadData: as ``open_rgb``; ``name`` stands for the path.
+    """
+    with _one_sentence(name):
+        if not data:
+            raise BadData("an empty file (0 bytes)")
+        return _upright_rgb(io.BytesIO(data), max_pixels)
+
+
+@contextlib.contextmanager
+def _one_sentence(name: str | Path) -> Iterator[None]:
+    """Inside, all that reading a picture may raise is BadData: ``name: reason``."""
+    try:
+        yield
     except BadData as error:
-        raise BadData(f"{path}: {error}") from error.__cause__
+        raise BadData(f"{name}: {error}") from error.__cause__
     except UnidentifiedImageError as error:
-        names = ", ".join(name for name in FORMATS if name != "DIB")
-        raise BadData(f"{path}: not a picture in a format that can be read ({names})") from error
+        names = ", ".join(format_ for format_ in FORMATS if format_ != "DIB")
+        raise BadData(f"{name}: not a picture in a format that can be read ({names})") from error
     except PermissionError as error:
-        raise BadData(f"{path}: no permission to read it") from error
+        raise BadData(f"{name}: no permission to read it") from error
     except Image.DecompressionBombError as error:
         pixels, limit = (*re.findall(r"\d+", str(error)), "?", "?")[:2]
-        raise BadData(f"{path}: {pixels} pixels, more than the limit of {limit}") from error
+        raise BadData(f"{name}: {pixels} pixels, more than the limit of {limit}") from error
     except DECODE_ERRORS as error:
-        raise BadData(f"{path}: damaged or truncated ({str(error) or type(error).__name__})") from error
+        raise BadData(f"{name}: damaged or truncated ({str(error) or type(error).__name__})") from error
+
+
+def _upright_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
+    image, orientation = _decode(file, max_pixels)
+    image = _to_rgb(image)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
@@ -108,14 +133,14 @@ def _check_is_file(path: str | Path) -> None:
         raise BadData("an empty file (0 bytes)")
 
 
-def _decode(file: BinaryIO) -> tuple[Image.Image, int]:
+def _decode(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, int]:
     """Return the decoded picture in its own mode, and its EXIF orientation (1 when it has none)."""
     with _HEADER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(file, formats=FORMATS)
         pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise BadData(f"{pixels} pixels, more than the limit of {MAX_PIXELS}")
+        if pixels > max_pixels:
+            raise BadData(f"{pixels} pixels, more than the limit of {max_pixels}")
         if image.format not in _QUIET_FORMATS:
             image.load()
     image.load()

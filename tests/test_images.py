@@ -192,6 +192,24 @@ def test_limit_on_pixels_is_ours(tmp_path, monkeypatch):
     assert pixels(path).shape == (32, 48, 3)
 
 
+def test_content_is_read_as_the_file_is(tmp_path):
+    """Planted mistakes: the limit of `open_rgb` used, so that a caller's own lets anything through; EXIF left out."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(Image.fromarray(QUARTERS), tmp_path / "a.png", exif=exif)
+    data = path.read_bytes()
+    np.testing.assert_array_equal(np.asarray(images.decode_rgb(data, "a.png", 32 * 48)), pixels(path))
+    for content, reason in {
+        data: "upload: 1536 pixels, more than the limit of 1535",
+        b"": "upload: an empty file (0 bytes)",
+        data[:60]: "upload: damaged or truncated (",
+        b"hello": "upload: not a picture in a format that can be read (JPEG,",
+    }.items():
+        with pytest.raises(BadData) as caught:
+            images.decode_rgb(content, "upload", 1535)
+        assert str(caught.value).startswith(reason)
+
+
 def test_large_pictures_below_the_limit_do_not_warn_even_in_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     path = saved(Image.fromarray(QUARTERS), tmp_path / "a.png")
