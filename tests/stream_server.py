@@ -125,6 +125,14 @@ class LiveServer:
         raise NotImplementedError
 
 
+def has_left(connection: socket.socket) -> bool:
+    """Whether the client has closed its side; what is sent then is received by nobody and raises nothing at first."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
 def request(lines: io.BufferedReader) -> tuple[str, dict[str, str]]:
     """The first line and the headers of a request."""
     first = lines.readline().decode().strip()
@@ -165,6 +173,8 @@ class HttpServer(LiveServer):
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=part\r\n\r\n")
         self.sent.append([])
         for number in self.numbers():
+            if has_left(connection):
+                return
             jpeg = self.jpeg(number % self.cycle)
             head = b"--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
             self.sent[-1].append((number, time.time()))
@@ -217,7 +227,7 @@ class RtspServer(LiveServer):
             stream = packets.add_stream("libx264", rate=round(self.rate), options=options)
             stream.width, stream.height, stream.pix_fmt = COLUMNS * CELL, ROWS * CELL, "yuv420p"
             for number in self.numbers():
-                if file.broken:
+                if file.broken or has_left(connection):
                     return
                 frame = av.VideoFrame.from_ndarray(picture(number), "rgb24")
                 frame.pts = number

@@ -394,8 +394,17 @@ def test_a_camera_without_permission_names_the_group(monkeypatch):
         next(iter(open_source(["camera:0"], SourceOptions())))
 
 
-def test_infer_on_a_stream_ends_with_ctrl_c_and_keeps_what_it_wrote(tiny_bundle, tmp_path):
-    """Mistakes: a Ctrl-C that hangs in the reading thread, a traceback, no summary."""
+@pytest.fixture
+def interruptible():
+    """Children get Ctrl-C also where the tests themselves run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_infer_on_a_stream_ends_with_a_signal_and_keeps_what_it_wrote(tiny_bundle, tmp_path, interruptible, number):
+    """Mistakes: a Ctrl-C that hangs in the reading thread, a traceback, no summary; a service that is cut off."""
     server = STREAM_SERVER["HttpServer"](rate=20)
     out = tmp_path / "labels.jsonl"
     command = [sys.executable, "-m", "hpdval_edge", "infer", server.address, "--model", str(tiny_bundle)]
@@ -407,7 +416,7 @@ def test_infer_on_a_stream_ends_with_ctrl_c_and_keeps_what_it_wrote(tiny_bundle,
             deadline = time.monotonic() + LONG
             while out.read_text().count("\n") < 3 and time.monotonic() < deadline and process.poll() is None:
                 threading.Event().wait(0.05)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             said = process.communicate(timeout=LONG)[1]
     finally:
         server.kill()

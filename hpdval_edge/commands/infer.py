@@ -1,5 +1,6 @@
 """``hpedge infer``."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,13 +44,13 @@ def infer(
     ] = True,
     engines: Annotated[Path | None, typer.Option(help="Folder of TensorRT engines; else beside the bundle.")] = None,
     every: Annotated[int, typer.Option(help="Each N-th frame of films, cameras and streams.", min=1)] = 1,
-    fps: Annotated[float | None, typer.Option(help="At most so many frames a second of them.")] = None,
-    duration: Annotated[float | None, typer.Option(help="So many seconds of them.")] = None,
+    fps: Annotated[float | None, typer.Option(help="At most so many frames a second of them.", min=0.001)] = None,
+    duration: Annotated[float | None, typer.Option(help="So many seconds of them.", min=0.001)] = None,
     max_frames: Annotated[int | None, typer.Option(help="Pictures and frames in all.", min=1)] = None,
     retries: Annotated[
         int | None, typer.Option(help="Attempts to reach a camera or stream again; endless if not given.", min=0)
     ] = None,
-    stall: Annotated[float, typer.Option(help="Seconds without a frame after which a stream is lost.")] = 10.0,
+    stall: Annotated[float, typer.Option(help="Seconds without a frame after which a stream is lost.", min=0.1)] = 10.0,
     watch: Annotated[
         bool, typer.Option("--watch", help="Take pictures as they appear in folders; follow a bundle that changes.")
     ] = False,
@@ -82,6 +83,8 @@ def infer(
     from hpdval_edge.sources.open import open_source
     from hpdval_edge.sources.options import SourceOptions
 
+    # Services are stopped with it; then all is kept that Ctrl-C keeps.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or ())
     options.check()
     source = open_source(images, SourceOptions(every, fps, duration, retries, stall, gstreamer, watch), max_frames)

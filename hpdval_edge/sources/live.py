@@ -138,8 +138,9 @@ class LiveSource:
             self._changed.notify_all()
 
     def summary(self) -> str:
-        """What came of it, in words."""
-        return f"{self.name}: {self.read} frames read, {self.dropped} dropped, {self.reconnects} reconnects"
+        """What came of it, in words; empty before anything was read."""
+        counted = f"{self.name}: {self.read} frames read, {self.dropped} dropped, {self.reconnects} reconnects"
+        return counted if self.read else ""
 
     def close(self) -> None:
         """Stop reading. A read that hangs is left to its own timeout, in a thread that holds no program back."""
