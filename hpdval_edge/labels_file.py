@@ -74,7 +74,15 @@ def read_labels(path: Path, key: Path | None, *, unsigned: bool = False) -> NewL
     """
     if unsigned == (key is not None):
         raise UsageError(f"pass either --key with the public key that {path} must be signed with, or --unsigned.")
-    data = _read(path)
+    return unpack_labels(_read(path), path, key)
+
+
+def unpack_labels(data: bytes, path: str | Path, key: Path | None) -> NewLabels:
+    """What `read_labels` makes of the content of the file ``path``; without a ``key`` no signature is asked for.
+
+    Raises:
+        UsageError: no public key. BadData, MissingDependency: see `read_labels`.
+    """
     signed = data.startswith(SIGNED)
     if not signed and not data.startswith(UNSIGNED):
         raise BadData(f"{path} is no file of labels of this version; `hpedge labels embed` writes them.")
@@ -102,7 +110,7 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _parse(path: Path, content: bytes) -> NewLabels:
+def _parse(path: str | Path, content: bytes) -> NewLabels:
     try:
         banks = load_safetensors(content)
         metadata = _metadata(content)

@@ -182,9 +182,7 @@ class Predictor:
         return [Prediction(self._choose(labels, row), row, grid, chances, labels) for row, grid, chances in rows]
 
     def _choose(self, labels: LabelSet, scores: np.ndarray) -> tuple[str, ...]:
-        order = np.argsort(-scores, kind="stable")
-        chosen = order[: self.top] if self.top else [i for i in order if scores[i] >= labels.thresholds[i]]
-        return tuple(labels.names[i] for i in chosen)
+        return tuple(labels.names[i] for i in choose(scores, labels.thresholds, self.top))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +192,16 @@ class _Loaded:
     bundle: Bundle
     engine: Engine
     labels: LabelSet
+
+
+def choose(scores: np.ndarray, thresholds: np.ndarray, top: int | None) -> np.ndarray:
+    """Indices of the chosen labels, best first: the ``top`` best, or where None those that reach their thresholds.
+
+    Args:
+        scores, thresholds: float32 [C].
+    """
+    order = np.argsort(-scores, kind="stable")
+    return order[:top] if top else order[scores[order] >= thresholds[order]]
 
 
 def _model(manifest: Manifest) -> Manifest:
