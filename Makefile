@@ -21,7 +21,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/installed-dev: $(BUILT_FROM) | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[train,export,rtx,openvino,dev]'
+	$(BIN)/python -m pip install -e '.[train,export,rtx,openvino,serve,dev]'
 	touch $@ .venv/installed-run
 
 demo: .venv/installed-run

@@ -21,6 +21,7 @@ from hpdval_edge.commands.labels import labels
 from hpdval_edge.commands.maps import maps
 from hpdval_edge.commands.report import report
 from hpdval_edge.commands.reproduce import reproduce
+from hpdval_edge.commands.serve import serve
 from hpdval_edge.commands.sweep import sweep
 from hpdval_edge.commands.train import train
 from hpdval_edge.errors import HpedgeError
@@ -33,7 +34,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, calibrate, export, build, infer, reproduce, sweep, complexity, report, maps, doctor, bench):
+for verb in (train, eval, calibrate, export, build, infer, serve, bench, doctor):
+    app.command()(verb)
+for verb in (reproduce, sweep, complexity, report, maps):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(kernels, name="kernels")

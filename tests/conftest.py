@@ -38,6 +38,37 @@ def run_hpedge(monkeypatch, capsys):
 
 
 @pytest.fixture
+def served():
+    """Start servers, each on a port of the system's choice: ``with served(predictor, **settings) as client``."""
+    import contextlib
+    import threading
+
+    httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+    from hpdval_edge.serve.run import make_server, open_socket, url_of
+    from hpdval_edge.serve.settings import Settings
+
+    @contextlib.contextmanager
+    def start(predictor, **settings):
+        server = make_server(predictor, Settings(**settings))
+        listener = open_socket("127.0.0.1", 0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            # The socket listens already: the first request waits until the server is there.
+            with httpx.Client(base_url=url_of(listener), timeout=60) as client:
+                client.get("/healthz").raise_for_status()
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+            listener.close()
+
+    return start
+
+
+@pytest.fixture
 def record(tmp_path):
     """Write files as a machine has them, below a root of their own; returns the root."""
 

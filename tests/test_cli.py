@@ -17,7 +17,7 @@ from hpdval_edge.predictor import Prediction
 
 VERBS = (
     *("train", "eval", "export", "infer", "calibrate", "data", "report", "maps"),
-    *("reproduce", "sweep", "complexity", "kernels", "labels", "doctor", "bench"),
+    *("reproduce", "sweep", "complexity", "kernels", "labels", "doctor", "bench", "serve"),
 )
 
 

@@ -137,7 +137,7 @@ def check_contents(names: list[str]) -> None:
     expected = {
         (Path("hpdval_edge", folder) if folder in MAPPED else Path(folder)) / file.relative_to(ROOT / folder)
         for folder in ("hpdval_edge", *MAPPED)
-        for suffix in ("py", "pyi", "typed", "json", "toml", "safetensors")
+        for suffix in ("py", "pyi", "typed", "json", "toml", "safetensors", "html", "css", "js", "svg")
         for file in (ROOT / folder).rglob(f"*.{suffix}")
     }
     missing = sorted(str(path) for path in expected if path.as_posix() not in names)

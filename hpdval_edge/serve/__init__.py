@@ -1,0 +1,1 @@
+"""``hpedge serve``: a bundle behind HTTP, and one page to look at it."""

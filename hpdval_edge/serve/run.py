@@ -1,0 +1,84 @@
+"""From a bundle to a running server, and to its end."""
+
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from hpdval_edge.errors import UsageError
+from hpdval_edge.predictor import Predictor
+from hpdval_edge.progress import say
+from hpdval_edge.serve.additions import load_text_encoder
+from hpdval_edge.serve.app import create_app
+from hpdval_edge.serve.settings import Settings
+
+# Connections beyond this are answered 503 at once.
+MOST_CONNECTIONS = 1024
+KEEP_ALIVE = 20
+
+
+def serve(predictor: Predictor, settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are in by then are answered. A second signal ends it at once."""
+    listener = open_socket(settings.host, settings.port)
+    if settings.run is not None:
+        load_text_encoder(settings, predictor.bundle)
+    server = make_server(predictor, settings)
+    if not settings.loopback and settings.token is None:
+        say(
+            f"hpedge: everybody who can reach {settings.host} can use this server, for it has no token; "
+            "see --token-file."
+        )
+
+    # For signals that come before uvicorn's own handlers are there; it raises each again when it has shut down.
+    def stop(_: int, __: FrameType | None) -> None:
+        server.should_exit = True
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        say(
+            f"{url_of(listener)}  {predictor.bundle.manifest.name}, {len(predictor.labels)} labels, "
+            f"{predictor.engine.name}{', labels can be edited' if settings.edit else ''}; Ctrl-C stops it"
+        )
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        listener.close()
+    say("stopped; every request that was in is answered")
+
+
+def make_server(predictor: Predictor, settings: Settings) -> uvicorn.Server:
+    """A server of the application, not yet running."""
+    config = uvicorn.Config(
+        create_app(predictor, settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=round(settings.body_timeout + settings.timeout) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket, port 0 being the system's choice; UsageError where the address is taken or none of ours."""
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        # Python puts the address behind the reason.
+        reason = str(error.strerror).split(" (")[0]
+        raise UsageError(
+            f"{host} port {port} cannot be listened on ({reason}); choose others with --host and --port."
+        ) from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -1,0 +1,170 @@
+"""``hpedge serve``: labels that are edited, by clients and by other programs, while pictures are classified."""
+
+import io
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpdval_edge.labels import NewLabels, remove_labels, rename_labels
+from hpdval_edge.labels_file import make_keys, write_labels
+from hpdval_edge.predictor import Predictor
+
+# The tiny bundle computes in fp16, where batches of other sizes round otherwise.
+ATOL = 1e-4
+
+
+def picture(number: int) -> bytes:
+    """The PNG file of a picture of its own for every number."""
+    file = io.BytesIO()
+    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def files(content: bytes) -> dict[str, tuple[str, bytes]]:
+    return {"file": ("0.png", content)}
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(tiny_bundle, tmp_path / "own.hpedge")
+
+
+def test_labels_are_told_and_kept_without_edit(served, tiny_bundle):
+    """Planted mistake: edits let in by default."""
+    predictor = Predictor(tiny_bundle, "onnxruntime", threads=1)
+    with served(predictor) as client:
+        answer = client.get("/v1/labels").json()
+        assert [row["label"] for row in answer["labels"]] == list(predictor.labels)
+        np.testing.assert_allclose([row["threshold"] for row in answer["labels"]], predictor.thresholds, rtol=1e-6)
+        assert (answer["edit"], answer["backend"]) == (False, "onnxruntime")
+        for verb, body in {"rename": {"names": {"red": "crimson"}}, "remove": {"labels": ["red"]}}.items():
+            refused = client.post(f"/v1/labels/{verb}", json=body)
+            assert refused.status_code == 403
+            assert refused.json() == {"error": "labels cannot be edited here; start the server with --edit."}
+
+
+def test_labels_are_edited_live(served, own_bundle):
+    """Planted mistake: no reload after the edit."""
+    content = picture(5)
+    predictor = Predictor(own_bundle, threads=1)
+    before = dict(zip(predictor.labels, predictor(Image.open(io.BytesIO(content))).scores.tolist(), strict=True))
+    # Longer than the test: what it sees is the edit's own reload.
+    with served(predictor, edit=True, poll=3600) as client:
+        client.post("/v1/labels/rename", json={"names": {"red": "crimson"}}).raise_for_status()
+        client.post("/v1/labels/remove", json={"labels": ["green"]}).raise_for_status()
+        answer = client.post("/v1/labels/reorder", json={"labels": ["bright square"]}).raise_for_status().json()
+        assert [row["label"] for row in answer["labels"]] == ["bright square", "crimson", "blue"]
+        (result,) = client.post("/v1/classify", files=files(content)).json()["results"]
+        scores = {row["label"]: row["score"] for row in result["scores"]}
+        assert scores == {
+            name: pytest.approx(before[old], abs=ATOL)
+            for name, old in {"bright square": "bright square", "crimson": "red", "blue": "blue"}.items()
+        }
+        assert "hpedge_reloads_total 3.0" in client.get("/metrics").text
+        for verb, body, sentence in (
+            ("rename", {"names": {"red": "ruby"}}, "'red' is none of the 3 labels"),
+            ("rename", {"names": {"blue": "crimson"}}, "label 'crimson' would be there twice"),
+            ("remove", {"labels": ["bright square", "crimson", "blue"]}, "would have no label left"),
+            ("remove", {"labels": []}, "labels: List should have at least 1 item"),
+            ("reorder", {"names": []}, "labels: Field required."),
+        ):
+            refused = client.post(f"/v1/labels/{verb}", json=body)
+            assert refused.status_code == 422
+            assert sentence in refused.json()["error"]
+
+
+def test_labels_are_added_by_a_signed_file(served, own_bundle, tmp_path):
+    """Planted mistakes: the signature not looked at; a file taken though the server has no key."""
+    pytest.importorskip("cryptography", reason="the extra [labels] is not installed")
+    predictor = Predictor(own_bundle, threads=1)
+    bundle = predictor.bundle
+    new = NewLabels(("dusk",), bundle.text_global[:1], bundle.text_local[:1], bundle.manifest.provenance["text_space"])
+    public = make_keys(tmp_path / "labels.key")
+    write_labels(tmp_path / "new.labels", new, tmp_path / "labels.key")
+    content = (tmp_path / "new.labels").read_bytes()
+
+    def send(client, content: bytes):
+        return client.post("/v1/labels/add", files={"file": ("new.labels", content)})
+
+    with served(predictor, edit=True) as client:
+        assert client.get("/v1/labels").json()["not_by_file"].startswith("files of labels must be signed; start")
+        assert send(client, content).status_code == 403
+    with served(predictor, key=public) as client:
+        assert send(client, content).status_code == 403
+    with served(predictor, edit=True, key=public) as client:
+        assert client.get("/v1/labels").json()["not_by_file"] is None
+        altered = send(client, content[:-1] + b"!")
+        assert altered.status_code == 422
+        assert altered.json()["error"].startswith("the signature of new.labels is not by the key of ")
+        added = send(client, content).raise_for_status().json()["labels"]
+        assert (added[-1]["label"], added[-1]["fitted"]) == ("dusk", False)
+        (result,) = client.post("/v1/classify", files=files(picture(0))).json()["results"]
+        rows = {row["label"]: row for row in result["scores"]}
+        assert rows["dusk"]["score"] == pytest.approx(rows["red"]["score"], abs=ATOL)
+        assert [rows[label]["fitted"] for label in ("dusk", "red")] == [False, "red" not in bundle.unfitted]
+        assert send(client, content).json()["error"].startswith("label 'dusk' would be there twice")
+
+
+def test_labels_are_added_by_name_where_the_run_is(served, tiny_run, tiny_bundle, tmp_path, monkeypatch):
+    """Planted mistake: names embedded for another run than the bundle's."""
+    work = shutil.copytree(tiny_run, tmp_path / "work")
+    monkeypatch.chdir(work)
+    predictor = Predictor(work / "runs" / "tiny" / "model.hpedge", threads=1)
+    with served(predictor, edit=True, run="own") as client:
+        assert client.get("/v1/labels").json()["not_by_name"] is None
+        added = client.post("/v1/labels/add", json={"labels": ["dark square"]}).raise_for_status().json()["labels"]
+        assert (added[-1]["label"], added[-1]["fitted"]) == ("dark square", False)
+        again = client.post("/v1/labels/add", json={"labels": ["dark square"]})
+        assert (again.status_code, "would be there twice" in again.json()["error"]) == (422, True)
+    with served(predictor, edit=True) as client:
+        refused = client.post("/v1/labels/add", json={"labels": ["dusk"]})
+        assert refused.status_code == 403
+        assert refused.json()["error"].endswith("start the server there with --run.")
+
+
+def test_what_another_program_writes_is_taken_over(served, own_bundle):
+    """Planted mistakes: nobody looks at the disk; a bundle that cannot be read ends the watch."""
+    predictor = Predictor(own_bundle, threads=1)
+    with served(predictor, poll=0.01) as client:
+        manifest = own_bundle / "manifest.json"
+        good = manifest.read_bytes()
+        manifest.write_bytes(b"{}")
+        assert client.post("/v1/classify", files=files(picture(0))).status_code == 200
+        manifest.write_bytes(good)
+        remove_labels(rename_labels(predictor.bundle, {"red": "crimson"}), ["blue"])
+        end = time.monotonic() + 60
+        while (found := [row["label"] for row in client.get("/v1/labels").json()["labels"]])[0] != "crimson":
+            assert time.monotonic() < end, found
+        while "blue" in [row["label"] for row in client.get("/v1/labels").json()["labels"]]:
+            assert time.monotonic() < end
+
+
+def test_labels_may_change_while_pictures_are_classified(served, own_bundle):
+    """Planted mistake: names taken from the bundle on disk instead of the prediction's own."""
+    predictor = Predictor(own_bundle, threads=1)
+    contents = [picture(number) for number in range(4)]
+    scores = [predictor(Image.open(io.BytesIO(content))).scores for content in contents]
+    names = predictor.labels
+    with served(predictor, edit=True) as client, ThreadPoolExecutor(4) as pool:
+        stop = threading.Event()
+
+        def ask(number: int) -> None:
+            while not stop.is_set():
+                answer = client.post("/v1/classify", files=files(contents[number])).raise_for_status().json()
+                for row in answer["results"][0]["scores"]:
+                    assert row["score"] == pytest.approx(scores[number][names.index(row["label"])], abs=ATOL)
+
+        asked = [pool.submit(ask, number) for number in range(4)]
+        for _ in range(3):
+            client.post("/v1/labels/reorder", json={"labels": ["blue", "red"]}).raise_for_status()
+            client.post("/v1/labels/reorder", json={"labels": list(names)}).raise_for_status()
+        stop.set()
+        for done in asked:
+            done.result()
