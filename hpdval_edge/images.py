@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import heapq
 import io
 import os
 import re
@@ -26,6 +27,8 @@ try:
 except ImportError:
     AvifImagePlugin = None
 
+# Names of one folder that are held at once while it is walked in sorted order, about 6 MB.
+NAMES_HELD = 65536
 # More pixels than this are refused before anything is decoded: 2 x 89,478,485, where Pillow's own error limit lies.
 MAX_PIXELS = 178_956_970
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -57,8 +60,11 @@ _HEADER_LOCK = threading.Lock()
 _QUIET_FORMATS = frozenset(("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "PPM"))
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Read a picture as upright 8-bit RGB.
+
+    With ``at_least``, a side in pixels, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where
+    both sides keep that much; the pixels are not quite those of a resized picture (docs/preprocess.md).
 
     EXIF orientation is applied; an unreadable EXIF block counts as "upright". Transparent pixels are laid on white.
     16-bit grey is scaled by its full range (65535 -> 255). Float pixels are taken as [0, 1] when all lie there, else as
@@ -75,10 +81,10 @@ def open_rgb(path: str | Path) -> Image.Image:
     with _one_sentence(path):
         _check_is_file(path)
         with open(path, "rb") as file:
-            return _upright_rgb(file, MAX_PIXELS)
+            return _upright_rgb(file, MAX_PIXELS, at_least)
 
 
-def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
     """What ``open_rgb`` makes of a file, from the file's content; more than ``max_pixels`` are never decoded.
 
     Raises:
@@ -87,7 +93,7 @@ def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     with _one_sentence(name):
         if not data:
             raise BadData("an empty file (0 bytes)")
-        return _upright_rgb(io.BytesIO(data), max_pixels)
+        return _upright_rgb(io.BytesIO(data), max_pixels, at_least)
 
 
 @contextlib.contextmanager
@@ -109,8 +115,8 @@ def _one_sentence(name: str | Path) -> Iterator[None]:
         raise BadData(f"{name}: damaged or truncated ({str(error) or type(error).__name__})") from error
 
 
-def _upright_rgb(file: BinaryIO, max_pixels: int) -> Image.Image:
-    image, orientation = _decode(file, max_pixels)
+def _upright_rgb(file: BinaryIO, max_pixels: int, at_least: int | None) -> Image.Image:
+    image, orientation = _decode(file, max_pixels, at_least)
     image = _to_rgb(image)
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
@@ -133,7 +139,7 @@ def _check_is_file(path: str | Path) -> None:
         raise BadData("an empty file (0 bytes)")
 
 
-def _decode(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, int]:
+def _decode(file: BinaryIO, max_pixels: int, at_least: int | None) -> tuple[Image.Image, int]:
     """Return the decoded picture in its own mode, and its EXIF orientation (1 when it has none)."""
     with _HEADER_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,6 +147,9 @@ def _decode(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, int]:
         pixels = image.width * image.height
         if pixels > max_pixels:
             raise BadData(f"{pixels} pixels, more than the limit of {max_pixels}")
+        if at_least:
+            # Only the JPEG decoder heeds it.
+            image.draft(None, (at_least, at_least))
         if image.format not in _QUIET_FORMATS:
             image.load()
     image.load()
@@ -184,46 +193,66 @@ def _wide_to_8bit(image: Image.Image) -> np.ndarray:
     return grey
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """List the pictures that files, folders and glob patterns name, each once, in the order of the arguments.
+def find_images(paths: Sequence[str | Path]) -> Iterator[Path]:
+    """Yield the pictures that files, folders and glob patterns name, each once, in the order of the arguments.
 
     A file is taken whatever its suffix. A folder, given or matched by a pattern, is searched recursively in sorted
     order for IMAGE_SUFFIXES, hidden names left out. A pattern (``*``, ``?``, ``[``, ``**``) yields files with
-    IMAGE_SUFFIXES.
+    IMAGE_SUFFIXES. Folders are listed while they are iterated, see ``walk_images``; what patterns match is held.
 
     Raises:
-        UsageError: no arguments, or an argument that matches nothing; it is named.
-        BadData: a folder that may not be listed.
+        UsageError: at once, no arguments, or an argument that matches nothing; it is named.
+        BadData: a folder that may not be listed, when its turn comes.
     """
     if isinstance(paths, (str, Path)):
         raise TypeError(f"paths must be a sequence of paths, got the single {type(paths).__name__} {str(paths)!r}")
     if not paths:
         raise UsageError("no pictures were named; give files, folders or patterns such as 'photos/*.jpg'")
-    found: dict[Path, None] = {}
+    places: dict[Path, None] = {}
     for argument in paths:
         matches = _match(argument)
-        if not matches:
+        if not any(_holds_picture(place) for place in matches):
             kind = "holds no picture" if os.path.isdir(argument) else "matches no file or folder with pictures"
             raise UsageError(f"{str(argument)!r} {kind} ({' '.join(sorted(IMAGE_SUFFIXES))})")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        places.update(dict.fromkeys(matches))
+    return _pictures_of(places)
 
 
 def _match(argument: str | Path) -> list[Path]:
-    path = Path(argument)
-    if path.is_dir():
-        return images_below(path)
+    """Files and folders that an argument names."""
     # An existing file may carry [ or * in its name, so it is asked for before the pattern is read.
-    if path.exists():
-        return [path]
-    matches: list[Path] = []
-    for name in sorted(glob.glob(str(argument), recursive=True)):
-        matched = Path(name)
-        if matched.is_dir():
-            matches += images_below(matched)
-        elif is_image_name(name):
-            matches.append(matched)
-    return matches
+    if os.path.exists(argument):
+        return [Path(argument)]
+    names = sorted(glob.glob(str(argument), recursive=True))
+    return [Path(name) for name in names if os.path.isdir(name) or is_image_name(name)]
+
+
+def _holds_picture(place: Path) -> bool:
+    return next(walk_images(place), None) is not None if place.is_dir() else True
+
+
+def _pictures_of(places: dict[Path, None]) -> Iterator[Path]:
+    """The pictures of files and folders, without those that an earlier one has given."""
+    files: set[Path] = set()
+    folders: set[Path] = set()
+    for place in places:
+        is_folder = place.is_dir()
+        for picture in walk_images(place) if is_folder else (place,):
+            above = (folder for folder in picture.parents if folder in folders)
+            if picture not in files and not any(_gives(folder, picture) for folder in above):
+                yield picture
+        if is_folder:
+            folders.add(place)
+        else:
+            files.add(place)
+
+
+def _gives(folder: Path, picture: Path) -> bool:
+    """Whether ``walk_images(folder)`` yields ``picture``, which lies below it."""
+    below = picture.relative_to(folder).parts
+    if any(part.startswith(".") for part in below) or not is_image_name(picture.name):
+        return False
+    return not any(folder.joinpath(*below[:depth]).is_symlink() for depth in range(1, len(below)))
 
 
 def is_image_name(name: str) -> bool:
@@ -233,19 +262,49 @@ def is_image_name(name: str) -> bool:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Pictures in ``folder`` and below it, sorted by path, hidden names left out; links to folders are not followed."""
-    return sorted(walk_images(folder))
+    """What ``walk_images`` yields."""
+    return list(walk_images(folder))
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Yield what ``images_below`` sorts, in the order of the disk."""
+    """Yield the pictures in ``folder`` and below it, sorted by path, hidden names left out.
 
-    def refuse(error: OSError) -> None:
+    Links to folders are not followed. Memory holds at most NAMES_HELD names for each folder on the way down, whatever
+    the number of pictures: a larger folder is listed once for each NAMES_HELD of its names.
+
+    Raises:
+        BadData: a folder that may not be listed, when its turn comes.
+    """
+    after = ""
+    while True:
+        names = _names_after(folder, after)
+        for name, is_folder in names:
+            if is_folder:
+                yield from walk_images(folder / name)
+            else:
+                yield folder / name
+        if len(names) < NAMES_HELD:
+            return
+        after = names[-1][0]
+
+
+def _names_after(folder: Path, after: str) -> list[tuple[str, bool]]:
+    """The first NAMES_HELD of the pictures and folders in ``folder`` whose names come after ``after``, sorted.
+
+    Each with whether it is a folder.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = ((entry.name, entry.is_dir()) for entry in entries if entry.name > after and _is_wanted(entry))
+            return heapq.nsmallest(NAMES_HELD, found)
+    except OSError as error:
         raise BadData(f"{error.filename}: the folder cannot be listed ({error.strerror})") from error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if is_image_name(name))
+
+def _is_wanted(entry: os.DirEntry) -> bool:
+    if entry.is_dir():
+        return not entry.name.startswith(".") and not entry.is_symlink()
+    return is_image_name(entry.name)
 
 
 def resize_squash(image: Image.Image, size: int) -> np.ndarray:
@@ -273,12 +332,25 @@ def model_input(
     Returns:
         float32 or float16 [B, 3, size, size], or uint8 [B, size, size, 3].
     """
-    if kind == "uint8":
-        return np.stack([preprocess.resize(picture, size) for picture in pictures])
-    batch = np.empty((len(pictures), 3, size, size), kind)
+    batch = np.empty((len(pictures), *input_shape(size, kind)), kind)
     for picture, row in zip(pictures, batch, strict=True):
-        preprocess.resize_normalize(picture, size, mean=mean, std=std, dtype=kind, out=row)
+        model_input_into(picture, row, size, mean, std)
     return batch
+
+
+def input_shape(size: int, kind: str) -> tuple[int, int, int]:
+    """Of one picture in a ``model_input`` of ``kind``."""
+    return (size, size, 3) if kind == "uint8" else (3, size, size)
+
+
+def model_input_into(
+    picture: Image.Image | np.ndarray, row: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Write one picture into its row of a ``model_input``, whose kind is the row's dtype."""
+    if row.dtype == np.uint8:
+        row[:] = preprocess.resize(picture, size)
+    else:
+        preprocess.resize_normalize(picture, size, mean=mean, std=std, dtype=row.dtype, out=row)
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Odd pictures become upright RGB or one sentence; arguments become files; resizing and normalising are exact."""
 
+import contextlib
 import io
 import os
 import struct
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from PIL import Image, ImageOps
 
 from hpdval_edge import images
 from hpdval_edge.errors import BadData, UsageError
-from hpdval_edge.images import IMAGE_SUFFIXES, find_images, normalise, open_rgb, resize_squash
+from hpdval_edge.images import IMAGE_SUFFIXES, ORIENTATION_TAG, find_images, normalise, open_rgb, resize_squash
 
 # Four quarters of different colours, so that every rotation and mirroring shows.
 QUARTERS = np.zeros((32, 48, 3), np.uint8)
@@ -278,6 +280,9 @@ def photos(tmp_path, monkeypatch):
     return tmp_path
 
 
+LEFT_OUT = ("notes.txt", ".cache/d.jpg")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -289,6 +294,11 @@ def photos(tmp_path, monkeypatch):
         (["**/*.webp", "sub/c.webp"], ["sub/c.webp"]),
         (["x[1].jpg"], ["x[1].jpg"]),
         ([Path("b.jpg"), "b.jpg"], ["b.jpg"]),
+        ([".", "sub", "sub/../b.jpg"], ["a.PNG", "b.jpg", "sub/c.webp", "x[1].jpg", "sub/../b.jpg"]),
+        (
+            [".", ".hidden.jpg", "notes.txt", ".cache"],
+            ["a.PNG", "b.jpg", "sub/c.webp", "x[1].jpg", ".hidden.jpg", *LEFT_OUT],
+        ),
     ],
 )
 def test_find_images(photos, arguments, expected):
@@ -307,6 +317,94 @@ def test_find_images_needs_a_sequence_that_is_not_empty():
         find_images([])
     with pytest.raises(TypeError, match="sequence of paths, got the single str 'photos'"):
         find_images("photos")
+
+
+def test_a_link_to_a_folder_is_not_followed_but_may_be_named(photos):
+    """Planted mistakes: links left out of `_gives`, so that its pictures were taken for given; links followed."""
+    (photos / "link").symlink_to("sub", target_is_directory=True)
+    expected = ["a.PNG", "b.jpg", "sub/c.webp", "x[1].jpg"]
+    assert [path.as_posix() for path in find_images(["."])] == expected
+    assert [path.as_posix() for path in find_images([".", "link/c.webp"])] == [*expected, "link/c.webp"]
+
+
+@pytest.mark.parametrize("held", [1, 2, 3, 1000])
+def test_a_folder_is_sorted_whatever_is_held(photos, monkeypatch, held):
+    """Planted mistakes: >= instead of > after the last name, which gives it twice; the folder's own place forgotten."""
+    for name in ("sub.jpg", "sub/z.png", "sub/a/y.png", "sub-a.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    monkeypatch.setattr(images, "NAMES_HELD", held)
+    found = list(images.walk_images(photos))
+    assert found == sorted(found) == sorted({*found})
+    assert len(found) == 8
+
+
+class Entry:
+    """Stands for os.DirEntry."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_dir(self) -> bool:
+        return False
+
+
+def test_a_million_names_do_not_stay_in_memory(monkeypatch):
+    """40,000 of them here, held by 4,000. Planted mistake: sorted(found) of all of them; 6 MB at the peak."""
+    found = 0
+    names = [f"{index:07}.jpg" for index in np.random.default_rng(0).permutation(40_000)]
+
+    @contextlib.contextmanager
+    def scandir(folder):
+        yield map(Entry, names)
+
+    monkeypatch.setattr(images, "NAMES_HELD", 4_000)
+    monkeypatch.setattr(images.os, "scandir", scandir)
+    # What Python keeps of the first call is not meant.
+    next(images.walk_images(Path("photos")))
+    tracemalloc.start()
+    last = ""
+    for path in images.walk_images(Path("photos")):
+        assert path.name > last
+        last, found = path.name, found + 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == len(names)
+    assert peak < 2.5e6
+
+
+def test_the_first_picture_comes_before_the_walk_ends(photos, monkeypatch):
+    """Planted mistake: find_images making a list."""
+    listed = []
+    real = os.scandir
+    monkeypatch.setattr(images.os, "scandir", lambda folder: (listed.append(str(folder)), real(folder))[1])
+    found = find_images(["."])
+    listed.clear()
+    assert next(found) == Path("a.PNG")
+    assert listed == ["."]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(40, (100, 80)), (41, (200, 160)), (101, (400, 320)), (21, (100, 80))])
+def test_a_large_jpeg_is_decoded_smaller_but_not_below_what_is_asked(tmp_path, side, expected):
+    """Planted mistakes: the draft after the load; 2 * at_least. Both sides count, the shorter one decides."""
+    path = saved(Image.new("RGB", (400, 320), "red"), tmp_path / "a.jpg")
+    assert open_rgb(path).size == (400, 320)
+    assert open_rgb(path, 2 * side).size == expected
+    assert open_rgb(saved(Image.new("RGB", (400, 320)), tmp_path / "a.png"), 2 * side).size == (400, 320)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_jpeg_is_upright_too(tmp_path, orientation):
+    """Planted mistake: EXIF asked for before the draft, which drops it in some versions of Pillow."""
+    image = Image.fromarray(np.repeat(np.repeat(QUARTERS, 16, 0), 16, 1))
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    path = saved(image, tmp_path / "a.jpg", exif=exif, quality=95)
+    exact, small = open_rgb(path), open_rgb(path, 64)
+    assert small.size == (exact.width // 8, exact.height // 8)
+    got, expected = np.asarray(small, int), np.asarray(exact.resize(small.size, Image.Resampling.BOX), int)
+    assert abs(got - expected).mean() < 3
+    np.testing.assert_array_equal(small, open_rgb(path, 64))
 
 
 def test_suffixes_are_lower_case_with_a_dot():

@@ -115,7 +115,7 @@ def test_crop_is_torchvisions(shape):
 
 
 def test_real_photos(isa, shared_data):
-    photos = find_images([shared_data / "photos"])
+    photos = list(find_images([shared_data / "photos"]))
     assert len({open_rgb(path).size for path in photos}) > 3
     for path in photos:
         image = open_rgb(path)

@@ -30,7 +30,7 @@ def write_maps(run: RunFolder, sources: Sequence[str], label: str, view: str, ou
     Returns:
         What was written, one entry a picture, and how many pictures could not be read.
     """
-    paths = find_images(sources)
+    paths = list(find_images(sources))
     viewers = load_viewers(run, label)
     if viewers.why_no_clip:
         say(f"note: {CLIP} is not shown: {viewers.why_no_clip}")

@@ -9,19 +9,23 @@ from hpdval_edge.sources.frame import Frame, Pixels
 
 
 class Pictures:
-    """Pictures that files, folders and globs name, as ``find_images`` lists them."""
+    """Pictures that files, folders and globs name, as ``find_images`` finds them.
+
+    exact: decode JPEG files at their full size, also where half of it would do (docs/preprocess.md).
+    """
 
     live = False
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], *, exact: bool = False) -> None:
         self.paths = find_images(arguments)
+        self.exact = exact
 
     def __iter__(self) -> Iterator[Frame]:
-        return (Frame(path.as_posix(), partial(_read, path)) for path in self.paths)
+        return (Frame(path.as_posix(), partial(_read, path, self.exact)) for path in self.paths)
 
     def close(self) -> None:
         """Nothing is held open."""
 
 
-def _read(path: Path, size: int) -> Pixels:
-    return open_rgb(path)
+def _read(path: Path, exact: bool, size: int) -> Pixels:
+    return open_rgb(path, None if exact else 2 * size)
