@@ -12,7 +12,7 @@ from PIL import Image
 
 from hpdval_edge.bundle import LABEL_FILES, Bundle, Manifest
 from hpdval_edge.errors import UsageError
-from hpdval_edge.images import model_input, open_rgb
+from hpdval_edge.images import input_shape, model_input, model_input_into, open_rgb
 from hpdval_edge.runtimes import Engine, EngineOptions, load_engine
 from hpdval_edge.watch import load_unchanged, stamp
 
@@ -35,7 +35,8 @@ class Prediction:
     """What one picture shows.
 
     labels: chosen ones, best first. scores: float32 [C] in the manifest's order, cosines of about -1..1.
-    patch_scores: float32 [rows, columns, C], the local view's cosine of each patch with each label.
+    patch_scores: float32 [rows, columns, C], the local view's cosine of each patch with each label; None where they
+    were not asked for.
     probabilities: float32 [C] in 0..1, how often pictures with such a score show the label, each label by itself (they
     do not add up to 1): sigmoid((logit_scale * s - bias) / temperature), fitted on the validation pictures and right
     as far as yours resemble those. Bundles without a fit have temperature 1 and bias 0, which is no calibrated
@@ -44,7 +45,7 @@ class Prediction:
 
     labels: tuple[str, ...]
     scores: np.ndarray
-    patch_scores: np.ndarray
+    patch_scores: np.ndarray | None
     probabilities: np.ndarray | None = None
     label_set: LabelSet | None = None
 
@@ -166,18 +167,33 @@ class Predictor:
         """Pictures as the model takes them (``images.INPUTS``): squashed to its size and normalised."""
         return _prepare(self._loaded, pictures)
 
+    def empty_batch(self, count: int) -> np.ndarray:
+        """Room for ``count`` pictures as ``prepare`` gives them, for ``prepare_into`` to fill."""
+        manifest = self.bundle.manifest
+        return np.empty((count, *input_shape(manifest.image_size, manifest.input)), manifest.input)
+
+    def prepare_into(self, picture: Image.Image | np.ndarray, row: np.ndarray) -> None:
+        """Write what ``prepare`` makes of one picture into ``row``, one of ``empty_batch``."""
+        manifest = self.bundle.manifest
+        model_input_into(picture, row, manifest.image_size, manifest.mean, manifest.std)
+
     def predict_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predict pictures already at the model's size, uint8 [B, S, S, 3]."""
         return self.predict_images(self.prepare(pixels))
 
-    def predict_images(self, images: np.ndarray) -> list[Prediction]:
-        """Predict what ``prepare`` made of pictures, for the same model: a reload in between may bring another one."""
-        return self._predict(self._loaded, images)
+    def predict_images(self, images: np.ndarray, patch_scores: bool = True) -> list[Prediction]:
+        """Predict what ``prepare`` made of pictures, for the same model: a reload in between may bring another one.
 
-    def _predict(self, loaded: "_Loaded", images: np.ndarray) -> list[Prediction]:
+        Without ``patch_scores`` the predictions hold none, which is faster where there are many labels.
+        """
+        return self._predict(self._loaded, images, patch_scores)
+
+    def _predict(self, loaded: "_Loaded", images: np.ndarray, patch_scores: bool = True) -> list[Prediction]:
         bundle, labels = loaded.bundle, loaded.labels
-        scores, patch_scores = loaded.engine(images)
-        maps = patch_scores.reshape(len(scores), *bundle.manifest.grid, -1)
+        scores, cosines = loaded.engine(images, patch_scores)
+        maps = [None] * len(scores)
+        if patch_scores:
+            maps = cosines.reshape(len(scores), *bundle.manifest.grid, -1)
         rows = zip(scores, maps, bundle.calibration.probabilities(scores), strict=True)
         return [Prediction(self._choose(labels, row), row, grid, chances, labels) for row, grid, chances in rows]
 
@@ -200,8 +216,8 @@ def choose(scores: np.ndarray, thresholds: np.ndarray, top: int | None) -> np.nd
     Args:
         scores, thresholds: float32 [C].
     """
-    order = np.argsort(-scores, kind="stable")
-    return order[:top] if top else order[scores[order] >= thresholds[order]]
+    found = np.arange(len(scores)) if top else np.flatnonzero(scores >= thresholds)
+    return found[np.argsort(-scores[found], kind="stable")][:top]
 
 
 def _model(manifest: Manifest) -> Manifest:

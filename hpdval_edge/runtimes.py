@@ -13,29 +13,34 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from hpdval_edge.bundle import MODEL, PT2, TORCHSCRIPT, Bundle
-from hpdval_edge.errors import BadData, HpedgeError, MissingDependency, UsageError
+from hpdval_edge.errors import HpedgeError, MissingDependency, UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How to load an engine.
 
-    threads: of the CPU, 0 for the engine's own choice. build: whether TensorRT may build an engine now. engines: folder
-    of its engines; None is beside the bundle.
+    threads: of the CPU that one call may use, 0 for the engine's own choice. build: whether TensorRT may build an
+    engine now. engines: folder of its engines; None is beside the bundle. head: ``auto`` scores with the fastest head
+    that is there, ``graph`` with the one that the exported model holds.
     """
 
     threads: int = 0
     build: bool = True
     engines: Path | None = None
+    head: str = "auto"
 
 
 class Engine(Protocol):
-    """A loaded model."""
+    """A loaded model. Threads may share it."""
 
     name: str
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images as `images.model_input` makes them -> scores float32 [B, C], patch cosines float32 [B, N, C]."""
+    def __call__(self, images: np.ndarray, patch_scores: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images as `images.model_input` makes them -> scores float32 [B, C], patch cosines float32 [B, N, C].
+
+        Without ``patch_scores`` these may be None.
+        """
         ...
 
     def with_banks(self, bundle: Bundle) -> "Engine | None":
@@ -54,45 +59,6 @@ def with_other_banks(engine: Loaded, banks: Any) -> Loaded:
     other = copy.copy(engine)
     other.banks = banks
     return other
-
-
-class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU."""
-
-    name = "onnxruntime"
-
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
-        import onnxruntime
-
-        session = onnxruntime.SessionOptions()
-        session.intra_op_num_threads = options.threads
-        # 3: errors only; its warnings about nodes left on the CPU would land between the user's lines.
-        session.log_severity_level = 3
-        failures = (
-            onnxruntime.capi.onnxruntime_pybind11_state.Fail,
-            onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
-            onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-            onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
-        )
-        try:
-            self.session = onnxruntime.InferenceSession(bundle.read(MODEL), session, providers=["CPUExecutionProvider"])
-        except failures as error:
-            raise BadData(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {bundle.path}/{MODEL}: {error}."
-            ) from error
-        self.banks = _banks_by_input(bundle)
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores, patch_scores = self.session.run(["scores", "patch_scores"], {"image": images, **self.banks})
-        return scores, patch_scores
-
-    def with_banks(self, bundle: Bundle) -> "OnnxRuntimeEngine":
-        """The same session with the text banks of ``bundle``."""
-        return with_other_banks(self, _banks_by_input(bundle))
-
-
-def _banks_by_input(bundle: Bundle) -> dict[str, np.ndarray]:
-    return {"text_global": bundle.text_global, "text_local": bundle.text_local}
 
 
 class TorchEngine(ABC):
@@ -120,12 +86,12 @@ class TorchEngine(ABC):
     def load(self, file: io.BytesIO) -> Callable:
         """The module in ``file``."""
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray, patch_scores: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
         import torch
 
         with torch.no_grad():
-            scores, patch_scores = self.module(torch.from_numpy(images), *self.banks)
-        return scores.numpy(), patch_scores.numpy()
+            scores, cosines = self.module(torch.from_numpy(images), *self.banks)
+        return scores.numpy(), cosines.numpy() if patch_scores else None
 
     def with_banks(self, bundle: Bundle) -> "TorchEngine":
         """The same module with the text banks of ``bundle``."""
@@ -175,6 +141,12 @@ def _needs_file(name: str, option: str) -> Callable[[Bundle], str | None]:
         return None if name in bundle.manifest.files else f"the bundle holds no {name}; export with {option}"
 
     return refuses
+
+
+def _load_onnxruntime(bundle: Bundle, options: EngineOptions) -> Engine:
+    from hpdval_edge.engine_onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, options)
 
 
 def _load_openvino(name: str) -> Callable[[Bundle, EngineOptions], Engine]:
@@ -244,7 +216,7 @@ _LACKS_OPENVINO = _lacks_module("openvino", "'hpdval-edge[openvino]'")
 BACKENDS = (
     Backend("tensorrt", _load_tensorrt("tensorrt"), _for_cpus, _lacks_tensorrt("tensorrt")),
     Backend("tensorrt-rtx", _load_tensorrt("tensorrt-rtx"), _for_cpus, _lacks_tensorrt("tensorrt-rtx")),
-    Backend("onnxruntime", OnnxRuntimeEngine, _HAS_ONNX, _lacks_module("onnxruntime", "hpdval-edge")),
+    Backend("onnxruntime", _load_onnxruntime, _HAS_ONNX, _lacks_module("onnxruntime", "hpdval-edge")),
     Backend("openvino", _load_openvino("openvino"), _for_openvino, _LACKS_OPENVINO),
     Backend("openvino-bf16", _load_openvino("openvino-bf16"), _for_openvino, _LACKS_OPENVINO),
     Backend("torchscript", TorchScriptEngine, _needs_file(TORCHSCRIPT, "--to torchscript")),

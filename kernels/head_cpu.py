@@ -20,14 +20,18 @@ PRODUCTS_PER_THREAD = 1 << 22
 PRECISIONS = ("float32", "int16")
 
 
-def threads_for(products: int) -> int:
-    """CPUs this process may use, at most OMP_NUM_THREADS, and no more than so many multiply-adds are worth."""
-    if products < PRODUCTS_PER_THREAD:
-        return 1
+def usable_cpus() -> int:
+    """CPUs this process may use, at most OMP_NUM_THREADS."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    limit = min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
-    return min(limit, 1 + products // PRODUCTS_PER_THREAD)
+    return min(int(wanted), allowed) if wanted.isdecimal() and int(wanted) > 0 else allowed
+
+
+def threads_for(products: int) -> int:
+    """As many as so many multiply-adds are worth, at most ``usable_cpus``."""
+    if products < PRODUCTS_PER_THREAD:
+        return 1
+    return min(usable_cpus(), 1 + products // PRODUCTS_PER_THREAD)
 
 
 class TextBank:
@@ -40,6 +44,7 @@ class TextBank:
             1 / 32767 and multiplied as integers, which is faster where the head spends its time there (C >= 80), and
             text_local takes half the memory. A cosine is off by at most sqrt(E) / 32767, by 1.3e-5 as a root mean
             square; docs/kernels.md has figures. Only for instruction sets where it is faster: not on Arm.
+        threads: The most that one batch may use, 0 for as many as `threads_for` allows.
 
     Attributes:
         classes: C.
@@ -53,7 +58,7 @@ class TextBank:
         ImportError: The compiled module is not there.
     """
 
-    def __init__(self, text_global: Array, text_local: Array, precision: str = "float32") -> None:
+    def __init__(self, text_global: Array, text_local: Array, precision: str = "float32", threads: int = 0) -> None:
         if compiled.MISSING:
             raise ImportError(compiled.MISSING)
         if precision not in PRECISIONS:
@@ -62,6 +67,7 @@ class TextBank:
         self.classes, self.width = text_global.shape
         self.isa = compiled.instruction_set(_cpu.isas())
         self.precision = precision
+        self.threads = threads
         self._packed = _cpu.PackedText(_to_float32(text_global), _to_float32(text_local), self.isa, precision=precision)
 
     def scores(
@@ -83,6 +89,7 @@ class TextBank:
         patch_scores = np.empty((images, rows, self.classes), np.float32) if want_patches else None
         data, dtype = _patch_bits(patches)
         threads = threads_for(images * rows * self.classes * width)
+        threads = min(threads, self.threads or threads)
         _cpu.head(_to_float32(cls), data, dtype, self._packed, k, alpha, scores, patch_scores, threads)
         if not is_tensor(cls):
             return scores, patch_scores

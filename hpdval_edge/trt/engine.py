@@ -100,8 +100,11 @@ class TensorRTEngine:
         self.cuda("cudaStreamSynchronize", stream.handle)
         return buffer
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images as `images.model_input` makes them, one or more -> scores [B, C], patch cosines [B, N, C], float32."""
+    def __call__(self, images: np.ndarray, patch_scores: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Images as `images.model_input` makes them, one or more -> scores [B, C], patch cosines [B, N, C], float32.
+
+        The engine computes both, whether ``patch_scores`` are wanted or not.
+        """
         parts = [images[start : start + self.batch] for start in range(0, len(images), self.batch)]
         results: list[tuple[np.ndarray, ...]] = []
         with self._slot() as first:
@@ -118,8 +121,8 @@ class TensorRTEngine:
             finally:
                 if second:
                     self.slots.put(second)
-        scores, patch_scores = (np.concatenate(column) for column in zip(*results, strict=True))
-        return scores, patch_scores
+        scores, cosines = (np.concatenate(column) for column in zip(*results, strict=True))
+        return scores, cosines
 
     @contextmanager
     def _slot(self) -> Iterator["_Slot"]:
