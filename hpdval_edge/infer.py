@@ -1,13 +1,15 @@
 """``hpedge infer``: frames of a source through a Predictor to outputs."""
 
+import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.outputs.output import Output
-from hpdval_edge.pipeline import classify
+from hpdval_edge.pipeline import Schedule, best_batch, classify
 from hpdval_edge.predictor import Predictor
-from hpdval_edge.progress import say
+from hpdval_edge.progress import progress, say
 from hpdval_edge.sources.frame import Frame, FrameSource
 
 LAST_EXPORT = Path("runs") / "last-export"
@@ -23,13 +25,21 @@ def last_export() -> Path:
 
 
 def infer(
-    predictor: Predictor, source: FrameSource, outputs: Sequence[Output], *, batch: int, watch: bool = False
+    predictor: Predictor,
+    source: FrameSource,
+    outputs: Sequence[Output],
+    *,
+    plan: Schedule,
+    batch: int | None = None,
+    watch: bool = False,
 ) -> tuple[int, int]:
     """Write one result a frame to every output, in order; return how many were written and how many not readable.
 
+    The source and the outputs are closed, whatever happens.
+
     Args:
-        batch: frames the engine takes at once; a live source gives them one by one. watch: look before each frame
-            whether the bundle changed on disk.
+        batch: frames the engine takes at once, if it is not to choose; a live source gives them one by one.
+        watch: look before each frame of a live source whether the bundle changed on disk.
     """
     done = failed = 0
 
@@ -38,22 +48,37 @@ def infer(
         failed += 1
         say(f"hpedge: {error}")
 
-    frames = _reloading(predictor, source) if watch else source
+    # Where results scroll over the terminal themselves, a bar would only be in their way.
+    shown = contextlib.nullcontext(lambda done: None) if sys.stdout.isatty() else progress("pictures")
     keep = any(output.pictures for output in outputs)
+    batch = 1 if source.live else batch or best_batch(predictor.engine)
+    frames = _Reloading(predictor, source) if watch else source
+    results = classify(predictor, frames, batch=batch, plan=plan, keep_pictures=keep, on_bad=report)
     try:
-        for result in classify(predictor, frames, batch=1 if source.live else batch, keep_pictures=keep, on_bad=report):
-            for output in outputs:
-                output.write(result)
-            done += 1
+        with contextlib.closing(results), shown as update:
+            for result in results:
+                for output in outputs:
+                    output.write(result)
+                done += 1
+                update(done)
     finally:
-        source.close()
         for output in outputs:
             output.close()
     return done, failed
 
 
-def _reloading(predictor: Predictor, source: FrameSource) -> Iterator[Frame]:
-    for frame in source:
-        if predictor.reload():
-            say(f"{predictor.bundle.path}: loaded again, {len(predictor.labels)} labels")
-        yield frame
+class _Reloading:
+    """A live source, whose predictor is loaded again where its bundle changed before a frame came."""
+
+    live = True
+
+    def __init__(self, predictor: Predictor, source: FrameSource) -> None:
+        self.predictor = predictor
+        self.source = source
+        self.close = source.close
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self.source:
+            if self.predictor.reload():
+                say(f"{self.predictor.bundle.path}: loaded again, {len(self.predictor.labels)} labels")
+            yield frame

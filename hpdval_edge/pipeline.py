@@ -1,39 +1,168 @@
-"""Frames to results: read, prepare, run the engine, choose."""
+"""Frames to results: read, prepare, run the engine, choose. Several threads do all of it, each with its own frames."""
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import islice
+from queue import SimpleQueue
 
 from hpdval_edge.errors import BadData
+from hpdval_edge.kernels.head_cpu import usable_cpus
 from hpdval_edge.outputs.output import Result
 from hpdval_edge.predictor import Predictor
-from hpdval_edge.sources.frame import Frame, Pixels
+from hpdval_edge.runtimes import Engine
+from hpdval_edge.sources.frame import Frame, FrameSource
+
+# Each thread that runs the engine needs memory for its activations, so that many cores share these few.
+MOST_WORKERS = 4
+# Frames a step: a GPU wants many; a thread of a CPU gains nothing from them.
+GPU_BATCH, CPU_BATCH = 8, 2
+
+Outcome = Result | tuple[Frame, BadData]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the work is shared out.
+
+    workers: threads, each of which reads, prepares and predicts by itself. engine_threads: CPU threads for each one's
+    engine, 0 for the engine's choice. ahead: steps that may be under way or wait to be written, at most.
+    """
+
+    workers: int
+    engine_threads: int
+    ahead: int
+
+
+def schedule(threads: int, live: bool) -> Schedule:
+    """For ``threads`` CPU threads, 0 for all that this process may use.
+
+    Of a live source one frame at a time is taken, all threads work at it, and the next may wait for its output.
+    """
+    if live:
+        return Schedule(workers=1, engine_threads=threads, ahead=2)
+    threads = threads or usable_cpus()
+    workers = min(threads, MOST_WORKERS)
+    return Schedule(workers, engine_threads=max(1, threads // workers), ahead=2 * workers)
+
+
+def best_batch(engine: Engine) -> int:
+    """Frames a step where nobody asked for another number."""
+    return GPU_BATCH if engine.name.startswith("tensorrt") else CPU_BATCH
 
 
 def classify(
     predictor: Predictor,
-    frames: Iterable[Frame],
+    source: FrameSource,
     *,
     batch: int,
+    plan: Schedule,
     keep_pictures: bool,
     on_bad: Callable[[Frame, BadData], None],
 ) -> Iterator[Result]:
-    """Yield a result for each frame that can be read, in order.
+    """Yield a result for each frame that can be read, in order; the source is closed when the iterator is.
+
+    What a thread raises, comes out where its results would have come.
 
     Args:
-        batch: frames the engine takes at once, at most. keep_pictures: whether results hold the frame's pixels.
-        on_bad: told of each frame that cannot be read.
+        batch: frames the engine takes at once, at most. keep_pictures: whether results hold the frame's pixels, and
+            their predictions patch scores. on_bad: told of each frame that cannot be read, in order.
     """
-    remaining = iter(frames)
-    size = predictor.bundle.manifest.image_size
-    while group := list(islice(remaining, batch)):
-        readable: list[tuple[Frame, Pixels]] = []
-        for frame in group:
+    work = _Work(predictor, source, batch, plan, keep_pictures)
+    try:
+        yield from work.results(on_bad)
+    finally:
+        work.stop()
+
+
+class _Work:
+    """The threads, and the steps they have taken on, in the order of the source."""
+
+    def __init__(
+        self, predictor: Predictor, source: FrameSource, batch: int, plan: Schedule, keep_pictures: bool
+    ) -> None:
+        self.predictor = predictor
+        self.source = source
+        self.frames = iter(source)
+        self.batch = batch
+        self.keep_pictures = keep_pictures
+        self.taking = threading.Lock()
+        self.room = threading.Semaphore(plan.ahead)
+        self.steps: SimpleQueue[Future[list[Outcome]] | None] = SimpleQueue()
+        self.ended = self.stopped = False
+        names = (f"hpedge-worker-{index}" for index in range(plan.workers))
+        # Daemons: a source that never answers must not keep the program.
+        self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self.threads:
+            thread.start()
+
+    def results(self, on_bad: Callable[[Frame, BadData], None]) -> Iterator[Result]:
+        """Results in order until the source ends; ``on_bad`` is told of the others."""
+        while step := self.steps.get():
+            for outcome in step.result():
+                if isinstance(outcome, Result):
+                    yield outcome
+                else:
+                    on_bad(*outcome)
+            self.room.release()
+
+    def stop(self) -> None:
+        """Close the source and wait for the threads; each finishes the frame or the engine's run it is at."""
+        self.ended = self.stopped = True
+        for _ in self.threads:
+            self.room.release()
+        # A live source may keep a thread waiting, and wakes it when it is closed; others close what threads may read.
+        if self.source.live:
+            self.source.close()
+        for thread in self.threads:
+            thread.join()
+        if not self.source.live:
+            self.source.close()
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            frames, step = taken
             try:
-                readable.append((frame, frame.read(size)))
+                step.set_result(self._predict(frames))
+            except BaseException as error:
+                step.set_exception(error)
+
+    def _take(self) -> tuple[list[Frame], Future[list[Outcome]]] | None:
+        """The next step; None where there is none."""
+        self.room.acquire()
+        step: Future[list[Outcome]] = Future()
+        with self.taking:
+            if self.ended:
+                return None
+            try:
+                frames = list(islice(self.frames, self.batch))
+            except BaseException as error:
+                step.set_exception(error)
+                frames = None
+            self.ended = not frames
+            self.steps.put(None if frames == [] else step)
+        return (frames, step) if frames else None
+
+    def _predict(self, frames: list[Frame]) -> list[Outcome]:
+        """What became of each frame; pictures are given up one by one unless results hold them."""
+        # Not kept: a watched bundle may become one of another size.
+        size = self.predictor.bundle.manifest.image_size
+        rows = self.predictor.empty_batch(len(frames))
+        readable: list[tuple[int, Frame, object]] = []
+        outcomes: list[Outcome | None] = [None] * len(frames)
+        for place, frame in enumerate(frames):
+            if self.stopped:
+                return []
+            try:
+                picture = frame.read(size)
             except BadData as error:
-                on_bad(frame, error)
-        if not readable:
-            continue
-        predictions = predictor.predict_images(predictor.prepare([picture for _, picture in readable]))
-        for (frame, picture), prediction in zip(readable, predictions, strict=True):
-            yield Result(frame, prediction, picture if keep_pictures else None)
+                outcomes[place] = (frame, error)
+                continue
+            self.predictor.prepare_into(picture, rows[len(readable)])
+            readable.append((place, frame, picture if self.keep_pictures else None))
+        if readable:
+            predictions = self.predictor.predict_images(rows[: len(readable)], self.keep_pictures)
+            for (place, frame, picture), prediction in zip(readable, predictions, strict=True):
+                outcomes[place] = Result(frame, prediction, picture)
+        return outcomes

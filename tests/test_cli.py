@@ -84,7 +84,7 @@ def test_interrupted_training_is_130_and_goes_on(hpedge, tiny_values):
         (["train", "--data", "absent.csv"], 2, "absent.csv"),
         (["train", "--nonsense"], 2, "No such option"),
         (["export", "absent"], 2, "is no run"),
-        (["infer", "absent.jpg", "--model", "absent.hpedge"], 2, "does not exist"),
+        (["infer", "absent.jpg", "--model", "absent.hpedge"], 2, "'absent.jpg' matches no file"),
         (["infer", "x.jpg", "--format", "xml"], 2, "'xml' is not one of table, jsonl, csv"),
         (["eval", "absent.hpedge"], 2, "pass --data"),
     ],

@@ -37,8 +37,11 @@ def infer(
         list[str] | None,
         typer.Option(metavar="URL", help="Send results to mqtt[s]://HOST/TOPIC or POST them to http[s]://…"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 8,
-    threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
+    batch: Annotated[int | None, typer.Option(help="Pictures a step; else 8 on a GPU and 2 on a CPU.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
+    exact_decode: Annotated[
+        bool, typer.Option("--exact-decode", help="Decode large JPEG files at full size, see docs/preprocess.md.")
+    ] = False,
     build: Annotated[
         bool, typer.Option("--build/--no-build", help="Build the TensorRT engine where there is none yet.")
     ] = True,
@@ -78,6 +81,7 @@ def infer(
     from hpdval_edge.config import PROJECT_FILE, load_config
     from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
     from hpdval_edge.outputs.output import ModelInfo
+    from hpdval_edge.pipeline import schedule
     from hpdval_edge.predictor import Predictor
     from hpdval_edge.progress import say
     from hpdval_edge.sources.open import open_source
@@ -87,20 +91,22 @@ def infer(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or ())
     options.check()
-    source = open_source(images, SourceOptions(every, fps, duration, retries, stall, gstreamer, watch), max_frames)
+    taken = SourceOptions(every, fps, duration, retries, stall, gstreamer, watch, exact_decode)
+    source = open_source(images, taken, max_frames)
+    plan = schedule(threads, source.live)
     project = load_config(project=Path(PROJECT_FILE)).infer
     predictor = Predictor(
         model or module.last_export(),
         backend or project.backend,
         threshold=threshold or project.threshold,
         top=top,
-        threads=threads,
+        threads=plan.engine_threads,
         build=build,
         engines=engines,
     )
     outputs = open_outputs(options, ModelInfo.of(predictor.bundle, predictor.thresholds), sys.stdout)
     try:
-        done, failed = module.infer(predictor, source, outputs, batch=batch, watch=watch)
+        done, failed = module.infer(predictor, source, outputs, plan=plan, batch=batch, watch=watch)
     finally:
         for line in source.summaries():
             say(line)

@@ -62,7 +62,7 @@ def open_source(arguments: Sequence[str], options: SourceOptions, most: int | No
         BadData: a folder that may not be listed.
     """
     if options.watch and arguments and all(os.path.isdir(argument) for argument in arguments):
-        return Sources([WatchedFolders(arguments)], most)
+        return Sources([WatchedFolders(arguments, exact=options.exact_decode)], most)
     parts: list[FrameSource] = []
     pictures: list[str] = []
     for argument in (part for whole in arguments for part in _expanded(whole)):
@@ -71,11 +71,11 @@ def open_source(arguments: Sequence[str], options: SourceOptions, most: int | No
             pictures.append(argument)
             continue
         if pictures:
-            parts.append(Pictures(pictures))
+            parts.append(Pictures(pictures, exact=options.exact_decode))
         parts.append(source)
         pictures = []
     if pictures or not parts:
-        parts.append(Pictures(pictures))
+        parts.append(Pictures(pictures, exact=options.exact_decode))
     sources = Sources(parts, most)
     if sources.live and len(parts) > 1:
         raise UsageError("a camera or stream has no end, so it is named alone; run one `hpedge infer` for each.")

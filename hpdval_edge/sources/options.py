@@ -11,7 +11,8 @@ class SourceOptions:
     the clock for live sources. duration: seconds of a film, or of the clock for live sources; None is all.
     retries: attempts to reach a live source again, one after another, before it is given up; None is endless. stall:
     seconds without a frame after which a connection counts as lost. gstreamer: decode live sources with GStreamer
-    instead of PyAV. watch: folders are watched for pictures that appear.
+    instead of PyAV. watch: folders are watched for pictures that appear. exact_decode: JPEG files are decoded at their
+    full size, also where half of it would do (docs/preprocess.md).
     """
 
     every: int = 1
@@ -21,6 +22,7 @@ class SourceOptions:
     stall: float = 10.0
     gstreamer: bool = False
     watch: bool = False
+    exact_decode: bool = False
 
 
 class Thinning:

@@ -21,11 +21,12 @@ class Pictures:
         self.exact = exact
 
     def __iter__(self) -> Iterator[Frame]:
-        return (Frame(path.as_posix(), partial(_read, path, self.exact)) for path in self.paths)
+        return (Frame(path.as_posix(), partial(read_picture, path, self.exact)) for path in self.paths)
 
     def close(self) -> None:
         """Nothing is held open."""
 
 
-def _read(path: Path, exact: bool, size: int) -> Pixels:
+def read_picture(path: Path, exact: bool, size: int) -> Pixels:
+    """The picture for a model of ``size``, by a fraction of a large JPEG file unless ``exact``; BadData names it."""
     return open_rgb(path, None if exact else 2 * size)

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from hpdval_edge.errors import BadData
-from hpdval_edge.images import is_image_name, open_rgb
-from hpdval_edge.sources.frame import Frame, Pixels
+from hpdval_edge.images import is_image_name
+from hpdval_edge.sources.frame import Frame
+from hpdval_edge.sources.pictures import read_picture
 
 # Seconds between two looks at the folders.
 INTERVAL = 0.25
@@ -40,8 +41,11 @@ class WatchedFolders:
 
     live = True
 
-    def __init__(self, folders: Sequence[str], *, interval: float = INTERVAL, quiet: float = QUIET) -> None:
+    def __init__(
+        self, folders: Sequence[str], *, exact: bool = False, interval: float = INTERVAL, quiet: float = QUIET
+    ) -> None:
         self.folders = folders
+        self.exact = exact
         self.interval = interval
         self.quiet = quiet
         self.read = 0
@@ -58,7 +62,7 @@ class WatchedFolders:
                 if self._is_whole(path):
                     del self._waiting[path]
                     self.read += 1
-                    yield Frame(Path(path).as_posix(), partial(_read, path))
+                    yield Frame(Path(path).as_posix(), partial(read_picture, Path(path), self.exact))
             self._stop.wait(self.interval)
 
     def _look_into(self, top: str) -> None:
@@ -111,7 +115,3 @@ class WatchedFolders:
     def close(self) -> None:
         """Stop waiting."""
         self._stop.set()
-
-
-def _read(path: str, size: int) -> Pixels:
-    return open_rgb(path)
