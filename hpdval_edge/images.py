@@ -286,6 +286,8 @@ def walk_images(folder: Path) -> Iterator[Path]:
         if len(names) < NAMES_HELD:
             return
         after = names[-1][0]
+        # Not beside the next ones.
+        del names
 
 
 def _names_after(folder: Path, after: str) -> list[tuple[str, bool]]:
