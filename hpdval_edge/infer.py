@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.errors import BadData, HpedgeError, UsageError
 from hpdval_edge.outputs.output import Output
 from hpdval_edge.pipeline import Schedule, best_batch, classify
 from hpdval_edge.predictor import Predictor
@@ -78,7 +78,14 @@ class _Reloading:
         self.close = source.close
 
     def __iter__(self) -> Iterator[Frame]:
+        told = ""
         for frame in self.source:
-            if self.predictor.reload():
-                say(f"{self.predictor.bundle.path}: loaded again, {len(self.predictor.labels)} labels")
+            try:
+                if self.predictor.reload():
+                    say(f"{self.predictor.bundle.path}: loaded again, {len(self.predictor.labels)} labels")
+            except HpedgeError as error:
+                # A camera goes on with the labels it has, whatever somebody wrote.
+                if str(error) != told:
+                    say(f"hpedge: {str(error).rstrip('.')}; the labels stay as they are")
+                told = str(error)
             yield frame

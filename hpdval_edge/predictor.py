@@ -22,12 +22,14 @@ Picture = str | Path | Image.Image | np.ndarray
 @dataclass(frozen=True, slots=True)
 class LabelSet:
     """The labels of one prediction, which a reload may change: names in the order of its scores, thresholds float32
-    [C] in use, and unfitted, the names whose fitted threshold is not their own (``Bundle.unfitted``).
+    [C] in use, unfitted, the names whose fitted threshold is not their own (``Bundle.unfitted``), and bundle, the
+    ``Bundle.fingerprint`` that they are of.
     """
 
     names: tuple[str, ...]
     thresholds: np.ndarray
     unfitted: frozenset[str]
+    bundle: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Predictor:
         names = bundle.manifest.labels
         if self.top is not None and not 1 <= self.top <= len(names):
             raise UsageError(f"top={self.top}, but the bundle has {len(names)} labels; choose 1 to {len(names)}.")
-        return _Loaded(bundle, engine, LabelSet(names, thresholds, bundle.unfitted))
+        return _Loaded(bundle, engine, LabelSet(names, thresholds, bundle.unfitted, bundle.fingerprint()))
 
     @property
     def bundle(self) -> Bundle:

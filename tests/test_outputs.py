@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import av
 import jsonschema
@@ -22,11 +23,12 @@ from hpdval_edge.errors import MissingDependency, UsageError
 from hpdval_edge.outputs import parquet
 from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
 from hpdval_edge.outputs.film import Film
-from hpdval_edge.outputs.heat_maps import HeatMaps, label_columns
+from hpdval_edge.outputs.heat_maps import HeatMaps, check_labels
 from hpdval_edge.outputs.names import FileNames, safe, source_stem
 from hpdval_edge.outputs.overlays import Overlays
 from hpdval_edge.outputs.record import SCHEMA_FILE, record
 from hpdval_edge.outputs.text import text_output
+from hpdval_edge.predictor import LabelSet, Prediction
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_an_old_table_stays_until_the_new_one_is_whole(make_result, two_labels, 
 
 def test_maps_are_the_local_view(make_result, two_labels, tmp_path):
     """Planted mistakes: the other label's map; transposed; file names that labels lead out of the folder."""
-    output = HeatMaps(tmp_path, ("red", "../green"), (1,), raw=True)
+    output = HeatMaps(tmp_path, replace(two_labels, labels=("red", "../green")), ["../green"], raw=True)
     result = make_result()
     output.write(result)
     output.write(make_result("film.mp4", index=12))
@@ -160,17 +162,47 @@ def test_maps_are_the_local_view(make_result, two_labels, tmp_path):
         assert sum(picture.getpixel((38, 28))) > sum(picture.getpixel((1, 1)))
 
 
-def test_maps_of_labels_with_like_names_stay_apart(make_result, tmp_path):
+def test_maps_of_labels_with_like_names_stay_apart(make_result, two_labels, tmp_path):
     """Planted mistake: the second is written over the first."""
-    HeatMaps(tmp_path, ("a b", "A_b"), (0, 1), raw=False).write(make_result())
+    model = replace(two_labels, labels=("a b", "A_b"))
+    HeatMaps(tmp_path, model, model.labels, raw=False).write(make_result())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.A_b-1.png", "photo.a_b.png"]
 
 
-def test_without_a_label_the_map_is_the_best_one(make_result, tmp_path):
-    HeatMaps(tmp_path, ("red", "green"), (), raw=False).write(make_result(scores=(0.1, 0.3)))
+def test_without_a_label_the_map_is_the_best_one(make_result, two_labels, tmp_path):
+    HeatMaps(tmp_path, replace(two_labels, labels=("red", "green")), (), raw=False).write(
+        make_result(scores=(0.1, 0.3))
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["photo.green.png"]
     with pytest.raises(UsageError, match=r"--map-label 'pink' is no label of the model; it has red, green\."):
-        label_columns(["red", "pink"], ("red", "green"))
+        check_labels(["red", "pink"], ("red", "green"))
+
+
+def test_every_output_follows_labels_that_change(make_result, two_labels, tmp_path):
+    """A watched bundle may be loaded again. Mistakes: scores under the labels of before, the first label's map for the
+    one that was asked for, an error at the first result of the new labels.
+    """
+    changed = LabelSet(("new", "dark, green", "red"), np.full(3, 0.2, np.float32), frozenset(), "cd" * 32)
+    before = make_result()
+    maps = np.zeros((2, 3, 3), np.float32)
+    prediction = Prediction(("new",), np.array([0.5, 0.1, 0.3], np.float32), maps, np.zeros(3, np.float32), changed)
+    after = replace(before, frame=replace(before.frame, source="after.jpg"), prediction=prediction)
+    assert record(after, two_labels)["scores"] == {"new": 0.5, "dark, green": 0.1, "red": 0.3}
+    assert record(after, two_labels)["bundle"] == "cd" * 32
+    text = io.StringIO()
+    outputs = [
+        text_output("table", text, two_labels),
+        HeatMaps(tmp_path / "maps", two_labels, ["dark, green"], raw=True),
+        Overlays(tmp_path / "overlays", two_labels, "red"),
+    ]
+    for output in outputs:
+        for result in (before, after):
+            output.write(result)
+        output.close()
+    assert text.getvalue().splitlines()[1] == "after.jpg  new 0.500"
+    with np.load(tmp_path / "maps" / "after.npz", allow_pickle=False) as raw:
+        assert raw["labels"].tolist() == ["dark, green"] and not raw["maps"].any()
+    assert len(list((tmp_path / "overlays").iterdir())) == 2
 
 
 def frames_of(path):
@@ -180,7 +212,7 @@ def frames_of(path):
 
 def test_a_film_becomes_a_film_and_a_picture_a_picture(make_result, two_labels, tmp_path):
     """Planted mistakes: times lost, labels not drawn, two films in one file."""
-    output = Overlays(tmp_path, two_labels.labels, two_labels.thresholds)
+    output = Overlays(tmp_path, two_labels)
     output.write(make_result())
     for index in range(5):
         output.write(make_result("in/door.mp4", index=index, time=10 + index / 2, size=(161, 121)))
@@ -197,8 +229,8 @@ def test_a_film_becomes_a_film_and_a_picture_a_picture(make_result, two_labels, 
 
 
 def test_a_heat_map_in_a_film(make_result, two_labels, tmp_path):
-    for name, column in {"plain": None, "warm": 0}.items():
-        output = Overlays(tmp_path / name, two_labels.labels, two_labels.thresholds, column)
+    for name, label in {"plain": None, "warm": "red"}.items():
+        output = Overlays(tmp_path / name, two_labels, label)
         output.write(make_result("door.mp4", (0.1, 0.1), 0, 0.0, size=(160, 120)))
         output.close()
     plain, warm = (frames_of(tmp_path / name / "door.mp4")[0][1] for name in ("plain", "warm"))

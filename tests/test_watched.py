@@ -1,6 +1,8 @@
 """Folders that are watched: each picture once, whole, as it comes."""
 
+import json
 import os
+import shutil
 import threading
 import time
 
@@ -147,13 +149,36 @@ def test_close_ends_the_waiting(tmp_path):
     assert not thread.is_alive()
 
 
-def test_infer_watch_takes_new_pictures_and_new_labels(run_hpedge, tiny, tiny_bundle, tmp_path, monkeypatch):
-    """Mistakes: --watch that ends, labels that stay as they were when the bundle changed."""
+def test_infer_watch_takes_new_pictures_and_new_labels(run_hpedge, tiny_bundle, tmp_path, monkeypatch):
+    """Mistakes: --watch that ends, labels that stay as they were when the bundle changed, a bundle that cannot be used
+    for a moment that ends it, told with every frame.
+    """
+    from hpdval_edge.bundle import load_bundle
+    from hpdval_edge.labels import rename_labels
     from hpdval_edge.predictor import Predictor
 
-    settle(save(tmp_path / "a.png"))
-    settle(save(tmp_path / "b.png"))
-    monkeypatch.setattr(Predictor, "reload", lambda self: True)
-    code, out, err = run_hpedge("infer", tmp_path, "--watch", "--max-frames", "2", "--model", tiny_bundle)
-    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()] == [f"{tmp_path}/{n}.png" for n in "ab"]
-    assert err.count("loaded again, 4 labels") == 2
+    model, inbox = tmp_path / "model.hpedge", tmp_path / "inbox"
+    shutil.copytree(tiny_bundle, model)
+    inbox.mkdir()
+    for name in "abcd":
+        settle(save(inbox / f"{name}.png"))
+    real, looks = Predictor.reload, []
+
+    def reload(predictor):
+        looks.append(1)
+        if len(looks) == 2:
+            rename_labels(load_bundle(model), {"red": "crimson"})
+        if len(looks) > 2:
+            raise BadData("model.hpedge: not whole.")
+        return real(predictor)
+
+    monkeypatch.setattr(Predictor, "reload", reload)
+    watch = ("infer", inbox, "--watch", "--max-frames", "4", "--model", model)
+    code, out, err = run_hpedge(*watch, "--format", "jsonl")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [record["path"] for record in records] == [f"{inbox}/{name}.png" for name in "abcd"]
+    assert ["crimson" in record["scores"] for record in records] == [False, True, True, True]
+    assert records[0]["bundle"] != records[1]["bundle"]
+    assert err.count("loaded again, 4 labels") == 1 and err.count("not whole; the labels stay as they are") == 1
+    code, _, err = run_hpedge(*watch, "--format", "csv")
+    assert code == 2 and "--watch may change the labels" in err

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hpdval_edge.errors import UsageError
+
 
 def infer(
     images: Annotated[
@@ -91,6 +93,8 @@ def infer(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or ())
     options.check()
+    if watch and options.has_columns():
+        raise UsageError("--watch may change the labels, which are columns of CSV and Parquet; take jsonl instead.")
     taken = SourceOptions(every, fps, duration, retries, stall, gstreamer, watch, exact_decode)
     source = open_source(images, taken, max_frames)
     plan = schedule(threads, source.live)

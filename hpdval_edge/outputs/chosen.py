@@ -7,7 +7,7 @@ from typing import TextIO
 
 from hpdval_edge.atomic import disk_errors
 from hpdval_edge.errors import MissingDependency, UsageError
-from hpdval_edge.outputs.heat_maps import HeatMaps, label_columns
+from hpdval_edge.outputs.heat_maps import HeatMaps, check_labels
 from hpdval_edge.outputs.messages import open_output
 from hpdval_edge.outputs.output import ModelInfo, Output
 from hpdval_edge.outputs.overlays import Overlays
@@ -40,6 +40,11 @@ class OutputOptions:
         if self.map_labels and self.maps is None and self.overlay is None:
             raise UsageError("--map-label belongs to --maps DIR or --overlay DIR.")
 
+    def has_columns(self) -> bool:
+        """Whether the records go where each label has a column, so that the labels must stay."""
+        kind = self.format_ if self.output is None else FILES[self.output.suffix.lower()]
+        return kind in ("csv", "parquet")
+
 
 def open_outputs(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> list[Output]:
     """Open them all; those that were opened are closed again where one cannot be.
@@ -47,16 +52,15 @@ def open_outputs(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> li
     Raises:
         UsageError, MissingDependency: of the output that cannot be opened.
     """
-    columns = label_columns(options.map_labels, model.labels)
+    check_labels(options.map_labels, model.labels)
     outputs: list[Output] = []
     try:
         for url in options.to:
             outputs.append(open_output(url, model))
         if options.overlay is not None:
-            column = columns[0] if columns else None
-            outputs.append(Overlays(options.overlay, model.labels, model.thresholds, column))
+            outputs.append(Overlays(options.overlay, model, next(iter(options.map_labels), None)))
         if options.maps is not None:
-            outputs.append(HeatMaps(options.maps, model.labels, columns, raw=options.map_raw))
+            outputs.append(HeatMaps(options.maps, model, options.map_labels, raw=options.map_raw))
         # First of all, so that what fails is what people look at.
         outputs.insert(0, _records(options, model, stdout))
     except BaseException:

@@ -8,50 +8,52 @@ import numpy as np
 from hpdval_edge.atomic import write_file
 from hpdval_edge.errors import UsageError
 from hpdval_edge.outputs.names import FileNames, safe
-from hpdval_edge.outputs.output import Result
+from hpdval_edge.outputs.output import ModelInfo, Result
 from hpdval_edge.outputs.overlays import as_image
 from hpdval_edge.overlay import save_overlay, warm
 
 
-def label_columns(wanted: Sequence[str], labels: tuple[str, ...]) -> tuple[int, ...]:
-    """Columns of the labels that ``--map-label`` names; UsageError for one that the model does not know."""
+def check_labels(wanted: Sequence[str], labels: tuple[str, ...]) -> None:
+    """UsageError for a label that ``--map-label`` names and the model does not know."""
     for label in wanted:
         if label not in labels:
             known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
             raise UsageError(f"--map-label {label!r} is no label of the model; it has {known}.")
-    return tuple(labels.index(label) for label in wanted)
 
 
 class HeatMaps:
-    """Writes ``NAME.LABEL.png``, the picture under the map of each of ``columns``, into ``folder``.
+    """Writes ``NAME.LABEL.png``, the picture under the map of each label that is wanted, into ``folder``.
 
     raw: also ``NAME.npz`` with ``labels``, n names, and ``maps``, float32 [n, rows, columns], the cosine of each patch
-    with each. Without ``columns``, the map is that of the picture's best label.
+    with each. Where none is wanted, the map is that of the picture's best label. A label that
+    is gone from a bundle when it is loaded again is left out.
     """
 
     pictures = True
 
-    def __init__(self, folder: Path, labels: tuple[str, ...], columns: tuple[int, ...], *, raw: bool) -> None:
+    def __init__(self, folder: Path, model: ModelInfo, wanted: Sequence[str], *, raw: bool) -> None:
         self.names = FileNames(folder)
-        self.labels = labels
-        self.columns = columns
+        self.model = model
+        self.wanted = wanted
         self.raw = raw
-        taken = [safe(labels[column]).lower() for column in columns]
+        taken = [safe(label).lower() for label in wanted]
         # Two labels may differ only in signs that file names do not take.
-        self.twins = {column for place, column in enumerate(columns) if taken[place] in taken[:place]}
+        self.twins = {label for place, label in enumerate(wanted) if taken[place] in taken[:place]}
 
     def write(self, result: Result) -> None:
         """Write the maps of one picture."""
         prediction, picture = result.prediction, as_image(result.picture)
-        columns = self.columns or (int(np.argmax(prediction.scores)),)
+        labels = self.model.at(prediction).labels
+        best = int(np.argmax(prediction.scores))
+        columns = [labels.index(label) for label in self.wanted if label in labels] if self.wanted else [best]
         base = self.names.of_frame(result.frame)
         for column in columns:
-            name = safe(self.labels[column]) + (f"-{column}" if column in self.twins else "")
+            name = safe(labels[column]) + (f"-{column}" if labels[column] in self.twins else "")
             path = base.with_name(f"{base.name}.{name}.png")
             save_overlay(path, warm(picture, prediction.patch_scores[:, :, column]))
         if self.raw:
-            maps = np.moveaxis(prediction.patch_scores[:, :, list(columns)], 2, 0).astype(np.float32)
-            names = np.array([self.labels[column] for column in columns])
+            maps = np.moveaxis(prediction.patch_scores[:, :, columns], 2, 0).astype(np.float32)
+            names = np.array([labels[column] for column in columns])
             write_file(base.with_name(base.name + ".npz"), lambda partial: _save(partial, names, maps))
 
     def close(self) -> None:

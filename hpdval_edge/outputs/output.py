@@ -1,6 +1,6 @@
 """``Result`` and ``Output``: what a pipeline gives, and what takes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +36,13 @@ class ModelInfo:
         """Of a bundle, with the thresholds in use, float32 [C]."""
         manifest = bundle.manifest
         return cls(manifest.labels, thresholds, bundle.fingerprint(), manifest.precision)
+
+    def at(self, prediction: Prediction) -> "ModelInfo":
+        """This, with the labels of ``prediction``, which a bundle that is loaded again may have changed."""
+        found = prediction.label_set
+        if found is None or found.bundle == self.bundle:
+            return self
+        return replace(self, labels=found.names, thresholds=found.thresholds, bundle=found.bundle)
 
 
 class Output(Protocol):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hpdval_edge.outputs.film import Film
 from hpdval_edge.outputs.names import FileNames
-from hpdval_edge.outputs.output import Result
+from hpdval_edge.outputs.output import ModelInfo, Result
 from hpdval_edge.overlay import draw_frame, draw_overlay, save_overlay
 from hpdval_edge.sources.frame import Pixels
 
@@ -21,30 +21,29 @@ class Overlays:
     """Writes what `draw_overlay` draws as ``NAME.png``, and each film, camera or stream as ``NAME.mp4``.
 
     Args:
-        folder: where they go. labels, thresholds: all, in score order, float32 [C]. column: the label of the heat map;
-            None is a picture's best one, and no heat map in films, where it would flicker.
+        folder: where they go. label: of the heat map; None is a picture's best one, and no heat map in films, where it
+            would flicker.
     """
 
     pictures = True
 
-    def __init__(
-        self, folder: Path, labels: tuple[str, ...], thresholds: np.ndarray, column: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, model: ModelInfo, label: str | None = None) -> None:
         self.names = FileNames(folder)
-        self.labels = labels
-        self.thresholds = thresholds
-        self.column = column
+        self.model = model
+        self.label = label
         self.films: dict[str, Film] = {}
 
     def write(self, result: Result) -> None:
         """Draw and save one picture, or add one frame to its film."""
         frame, prediction, picture = result.frame, result.prediction, as_image(result.picture)
+        model = self.model.at(prediction)
+        column = model.labels.index(self.label) if self.label in model.labels else None
         if frame.index is not None:
-            page = draw_frame(picture, prediction, self.labels, self.column)
+            page = draw_frame(picture, prediction, model.labels, column)
             self._film(frame.source).add(page, frame.index, frame.time)
             return
         title = PurePath(frame.source).name
-        page = draw_overlay(picture, prediction, self.labels, self.thresholds, title=title, column=self.column)
+        page = draw_overlay(picture, prediction, model.labels, model.thresholds, title=title, column=column)
         path = self.names(frame.source)
         save_overlay(path.with_name(f"{path.name}.png"), page)
 

@@ -16,6 +16,7 @@ DIGITS = 6
 def record(result: Result, model: ModelInfo) -> dict[str, Any]:
     """The record, of JSON's types: what record.schema.json describes and docs/outputs.md explains."""
     frame, prediction = result.frame, result.prediction
+    model = model.at(prediction)
     return {
         "schema": SCHEMA,
         "path": frame.source,

@@ -28,7 +28,7 @@ class Table(_Text):
 
     def write(self, result: Result) -> None:
         """Write the line."""
-        prediction, labels = result.prediction, self.model.labels
+        prediction, labels = result.prediction, self.model.at(result.prediction).labels
         chosen = [f"{label} {prediction.scores[labels.index(label)]:.3f}" for label in prediction.labels]
         self.lines.write(f"{result.frame.name}  {', '.join(chosen) or '-'}\n")
 
