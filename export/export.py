@@ -18,6 +18,7 @@ from hpdval_edge.bundle import (
     MANIFEST,
     MODEL,
     PT2,
+    REFERENCE,
     SCHEMA,
     TEXT,
     TEXT_SPACE,
@@ -27,6 +28,8 @@ from hpdval_edge.bundle import (
     Manifest,
     load_bundle,
     sha256,
+    thresholds_text,
+    write_manifest,
     write_thresholds,
 )
 from hpdval_edge.errors import BadData, CheckFailed, MissingDependency, UsageError
@@ -36,9 +39,10 @@ from hpdval_edge.export.graph import write_onnx, write_pt2, write_torchscript
 from hpdval_edge.export.int8 import Int8Report, make_int8
 from hpdval_edge.images import INPUTS
 from hpdval_edge.kernels.head_launch import MAX_PATCHES
+from hpdval_edge.monitor.reference import reference_json
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import EngineOptions, load_engine
-from hpdval_edge.training.calibration_run import bundle_entry
+from hpdval_edge.training.calibration_run import bundle_scores, fit_bundle
 from hpdval_edge.training.evaluate import engine_scorer, model_scorer
 from hpdval_edge.training.measure import own_pictures
 from hpdval_edge.training.model import DualView, load_model
@@ -117,7 +121,7 @@ def export(
         int8 = _write_files(folder, run, model, manifest, targets, images, expected, int8_budget)
         report = replace(verify(folder, images, expected, targets), int8=int8)
         _check_scores(report)
-        refitted = _fit_anew(folder, run) if precision != "fp32" else None
+        refitted = _fit_anew(folder, run)
     if refitted:
         run.write_json(THRESHOLDS, {**run.read_json(THRESHOLDS), precision: refitted})
     write_text(LAST_EXPORT if run.path.parent == RUNS else run.path.parent / LAST_EXPORT.name, f"{out}\n")
@@ -271,22 +275,37 @@ def _write_files(
 
 
 def _fit_anew(folder: Path, run: RunFolder) -> dict[str, Any] | None:
-    """Fit thresholds and calibration on the scores of the bundle in ``folder``, write them there and return them.
+    """Score the run's validation pictures with the bundle in ``folder`` and write there what follows from it.
 
-    Where the run's validation pictures are not at hand, the bundle keeps those of float32, marked as such, and the
-    result is None.
+    That is the reference of scores and, where the precision is not float32's, thresholds and calibration, which are
+    returned. Where the pictures are not at hand, the bundle keeps those of float32, marked as such, and the result is
+    None.
     """
     bundle = load_bundle(folder)
+    manifest = bundle.manifest
     try:
-        _, pictures = own_pictures(run, bundle.manifest.labels, ("val",))
-        entry = bundle_entry(bundle, pictures, parse_objective(bundle.objective))
+        _, pictures = own_pictures(run, manifest.labels, ("val",))
+        if manifest.precision == "fp32":
+            entry = None
+            reference = reference_json(
+                bundle_scores(bundle, pictures), bundle.thresholds, manifest.labels, manifest.precision
+            )
+        else:
+            entry, reference = fit_bundle(bundle, pictures, parse_objective(bundle.objective))
     except (BadData, UsageError) as error:
-        say(
-            "note: thresholds and probabilities stay those fitted at fp32, for the validation pictures cannot be "
-            f"read: {str(error).splitlines()[0]}"
-        )
+        lost = "it has no reference to tell drift by"
+        if manifest.precision != "fp32":
+            lost = f"thresholds and probabilities stay those fitted at fp32, and {lost}"
+        say(f"note: {lost}, for the validation pictures cannot be read: {str(error).splitlines()[0]}")
         return None
-    write_thresholds(folder, bundle.manifest, entry)
+    files = (
+        {REFERENCE: reference}
+        if entry is None
+        else {REFERENCE: reference, THRESHOLDS: thresholds_text(manifest, entry)}
+    )
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    write_manifest(folder, manifest, files)
     return entry
 
 

@@ -31,13 +31,15 @@ TEXT = "text.safetensors"
 THRESHOLDS = "thresholds.json"
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
+# Histograms of the validation scores, which a monitor compares with; optional, see `monitor.reference`.
+REFERENCE = "reference.json"
 # Key of the manifest's provenance: what its text banks were made with, see `training.text_banks`.
 TEXT_SPACE = "text_space"
 # Folder of GPU kernels compiled ahead of time, with a manifest of their own.
 KERNELS = "kernels"
 REQUIRED = (MODEL, TEXT, THRESHOLDS, GOLDEN)
 # What `hpedge labels` and `hpedge calibrate` write; engines depend on none of them.
-LABEL_FILES = (TEXT, THRESHOLDS, GOLDEN, CARD)
+LABEL_FILES = (TEXT, THRESHOLDS, GOLDEN, CARD, REFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +190,13 @@ def read_calibration(entry: Mapping[str, Any], logit_scale: float) -> Calibratio
     return Calibration(logit_scale, temperature, bias)
 
 
-def replace_thresholds(bundle: Bundle, entry: Mapping[str, Any]) -> None:
-    """Write ``entry`` as the bundle's thresholds, for its precision; the errors of `rewrite`."""
-    rewrite(bundle, bundle.manifest, {THRESHOLDS: thresholds_text(bundle.manifest, entry)})
+def replace_thresholds(bundle: Bundle, entry: Mapping[str, Any], reference: bytes | None = None) -> None:
+    """Write ``entry`` as the bundle's thresholds, for its precision, and the ``reference`` of the same scores.
+
+    Without one, the bundle keeps what it has. The errors are those of `rewrite`.
+    """
+    files = {THRESHOLDS: thresholds_text(bundle.manifest, entry)}
+    rewrite(bundle, bundle.manifest, files if reference is None else {**files, REFERENCE: reference})
 
 
 def rewrite(bundle: Bundle, manifest: Manifest, files: Mapping[str, bytes]) -> None:

@@ -19,6 +19,7 @@ from hpdval_edge.commands.infer import infer
 from hpdval_edge.commands.kernels import kernels
 from hpdval_edge.commands.labels import labels
 from hpdval_edge.commands.maps import maps
+from hpdval_edge.commands.monitor import monitor
 from hpdval_edge.commands.report import report
 from hpdval_edge.commands.reproduce import reproduce
 from hpdval_edge.commands.serve import serve
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train a multi-label recogniser with CLIP's help, export it, run it on small boards.",
 )
-for verb in (train, eval, calibrate, export, build, infer, serve, bench, doctor):
+for verb in (train, eval, calibrate, export, build, infer, serve, monitor, bench, doctor):
     app.command()(verb)
 for verb in (reproduce, sweep, complexity, report, maps):
     app.command()(verb)

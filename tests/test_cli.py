@@ -16,7 +16,7 @@ from hpdval_edge.overlay import draw_overlay, heat_map
 from hpdval_edge.predictor import Prediction
 
 VERBS = (
-    *("train", "eval", "export", "infer", "calibrate", "data", "report", "maps"),
+    *("train", "eval", "export", "infer", "calibrate", "data", "report", "maps", "monitor"),
     *("reproduce", "sweep", "complexity", "kernels", "labels", "doctor", "bench", "serve"),
 )
 

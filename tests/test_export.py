@@ -18,6 +18,7 @@ from hpdval_edge.errors import CheckFailed, UsageError
 from hpdval_edge.export import export as module
 from hpdval_edge.export.deployed import Deployed
 from hpdval_edge.kernels import dual_view_scores
+from hpdval_edge.monitor.reference import reference_json
 from hpdval_edge.predictor import PrecisionWarning, Predictor
 from hpdval_edge.training.evaluate import model_scorer
 from hpdval_edge.training.model import load_model
@@ -39,7 +40,7 @@ def test_the_bundle_holds_what_the_contract_lists(tiny_bundle):
     names = {path.name for path in tiny_bundle.iterdir()}
     assert names == {
         "manifest.json", "model.onnx", "model.pt2", "model.ts",
-        "text.safetensors", "thresholds.json", "golden.npz", "MODEL_CARD.md",
+        "text.safetensors", "thresholds.json", "golden.npz", "reference.json", "MODEL_CARD.md",
     }  # fmt: skip
     manifest = load_bundle(tiny_bundle).manifest
     assert manifest.precision == "fp16"
@@ -198,6 +199,22 @@ def test_attention_is_explicit(work):
     deployed = Deployed(load_model(find_run("tiny").weights("best"))[0], half=False)
     flags = [module.fused_attn for module in deployed.modules() if hasattr(module, "fused_attn")]
     assert flags == [False, False]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_reference_is_of_the_bundles_own_validation_scores(work, tiny, tiny_bundle, tmp_path, precision):
+    """Planted mistakes: of another split, of float32 scores in a half precision bundle, with the old thresholds."""
+    path = tiny_bundle
+    if precision == "fp32":
+        path = tmp_path / "full.hpedge"
+        module.export(find_run("tiny"), precision="fp32", targets=("onnx",), out=path)
+    bundle = load_bundle(path)
+    rows = [row.split(",")[0] for row in (tiny / "val.csv").read_text().splitlines()[1:]]
+    scores = np.stack([prediction.scores for prediction in Predictor(bundle)([tiny / row for row in rows])])
+    expected = json.loads(reference_json(scores, bundle.thresholds, bundle.manifest.labels, precision))
+    found = json.loads(bundle.read("reference.json"))
+    np.testing.assert_allclose(found.pop("edges"), expected.pop("edges"), atol=1e-6)
+    assert found == expected
 
 
 def test_card_and_thresholds_travel(tiny_bundle):

@@ -66,7 +66,7 @@ def test_lines_and_tables_hold_the_same_records(schema, make_result, two_labels,
     results = [make_result(), make_result("film.mp4", (0.1, 0.4), 7, 0.28), make_result('ü,"q".png', (-0.1, 0.1))]
     kinds = ("jsonl", "csv", "parquet")
     for kind in kinds:
-        (output,) = open_outputs(OutputOptions(output=tmp_path / "new" / f"r.{kind}"), two_labels, sys.stdout)
+        (output,) = open_outputs(OutputOptions(output=tmp_path / "new" / f"r.{kind}"), None, two_labels, sys.stdout)
         for result in results:
             output.write(result)
         output.close()
@@ -375,5 +375,5 @@ def test_a_missing_package_names_its_extra(make_result, two_labels, tmp_path, mo
         if extra == "video":
             Film(tmp_path / "a.mp4")
         else:
-            open_outputs(OutputOptions(output=tmp_path / "r.parquet"), two_labels, sys.stdout)
+            open_outputs(OutputOptions(output=tmp_path / "r.parquet"), None, two_labels, sys.stdout)
     assert not list(tmp_path.iterdir())

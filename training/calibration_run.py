@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from hpdval_edge.atomic import put_back
 from hpdval_edge.bundle import THRESHOLDS, Bundle, load_bundle, replace_thresholds
 from hpdval_edge.errors import UsageError
+from hpdval_edge.monitor.reference import reference_json
 from hpdval_edge.progress import say
 from hpdval_edge.runtimes import load_engine
 from hpdval_edge.training.calibration import fit_entry, stored_objective
@@ -84,22 +87,25 @@ def _calibrate_own_bundle(run: RunFolder, pictures: LabelledImages, objective: O
 def _calibrate_bundle(bundle: Bundle, pictures: LabelledImages, objective: Objective | None) -> dict[str, Any]:
     if objective is None:
         objective = parse_objective(bundle.objective)
-    entry = bundle_entry(bundle, pictures, objective)
-    replace_thresholds(bundle, entry)
+    entry, reference = fit_bundle(bundle, pictures, objective)
+    replace_thresholds(bundle, entry, reference)
     return {"model": str(bundle.path), **entry}
 
 
-def bundle_entry(bundle: Bundle, pictures: LabelledImages, objective: Objective) -> dict[str, Any]:
-    """``fit_entry`` on the scores that the bundle gives on the CPU, where every machine has the same."""
-    scorer = engine_scorer(bundle, load_engine(bundle, "onnxruntime"))
-    manifest = bundle.manifest
-    return fit_entry(
-        score_pictures(scorer, pictures, manifest.image_size),
-        pictures,
-        logit_scale=manifest.logit_scale,
-        objective=objective,
-        precision=manifest.precision,
+def fit_bundle(bundle: Bundle, pictures: LabelledImages, objective: Objective) -> tuple[dict[str, Any], bytes]:
+    """``fit_entry`` on the bundle's scores, and its reference.json of the same scores."""
+    scores, manifest = bundle_scores(bundle, pictures), bundle.manifest
+    entry = fit_entry(
+        scores, pictures, logit_scale=manifest.logit_scale, objective=objective, precision=manifest.precision
     )
+    thresholds = np.array(entry["values"], np.float32)
+    return entry, reference_json(scores, thresholds, manifest.labels, manifest.precision)
+
+
+def bundle_scores(bundle: Bundle, pictures: LabelledImages) -> np.ndarray:
+    """Scores float32 [n, C] that the bundle gives on the CPU, where every machine has the same."""
+    scorer = engine_scorer(bundle, load_engine(bundle, "onnxruntime"))
+    return score_pictures(scorer, pictures, bundle.manifest.image_size)
 
 
 def summary(fitted: dict[str, Any]) -> str:

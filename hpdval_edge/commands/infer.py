@@ -39,6 +39,10 @@ def infer(
         list[str] | None,
         typer.Option(metavar="URL", help="Send results to mqtt[s]://HOST/TOPIC or POST them to http[s]://…"),
     ] = None,
+    monitor: Annotated[Path | None, typer.Option(help="Folder that counts what comes, see `hpedge monitor`.")] = None,
+    monitor_copies: Annotated[
+        bool, typer.Option("--monitor-copies", help="Keep copies of the pictures that the monitor wants looked at.")
+    ] = False,
     batch: Annotated[int | None, typer.Option(help="Pictures a step; else 8 on a GPU and 2 on a CPU.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
     exact_decode: Annotated[
@@ -77,7 +81,7 @@ def infer(
 
       hpedge infer clip.mp4 --fps 2
 
-      hpedge infer rtsp://user:password@camera/stream --fps 5 --to mqtt://broker.local/cameras/door
+      hpedge infer rtsp://user:password@camera/stream --fps 5 --to mqtt://broker.local/cameras/door --monitor watch
     """
     from hpdval_edge import infer as module
     from hpdval_edge.config import PROJECT_FILE, load_config
@@ -91,7 +95,7 @@ def infer(
 
     # Services are stopped with it; then all is kept that Ctrl-C keeps.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or ())
+    options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or (), monitor, monitor_copies)
     options.check()
     if watch and options.has_columns():
         raise UsageError("--watch may change the labels, which are columns of CSV and Parquet; take jsonl instead.")
@@ -108,7 +112,7 @@ def infer(
         build=build,
         engines=engines,
     )
-    outputs = open_outputs(options, ModelInfo.of(predictor.bundle, predictor.thresholds), sys.stdout)
+    outputs = open_outputs(options, predictor.bundle, ModelInfo.of(predictor.bundle, predictor.thresholds), sys.stdout)
     try:
         done, failed = module.infer(predictor, source, outputs, plan=plan, batch=batch, watch=watch)
     finally:

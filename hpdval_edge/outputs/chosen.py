@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TextIO
 
 from hpdval_edge.atomic import disk_errors
+from hpdval_edge.bundle import Bundle
 from hpdval_edge.errors import MissingDependency, UsageError
+from hpdval_edge.monitor.record import Monitor
 from hpdval_edge.outputs.heat_maps import HeatMaps, check_labels
 from hpdval_edge.outputs.messages import open_output
 from hpdval_edge.outputs.output import ModelInfo, Output
@@ -28,6 +30,8 @@ class OutputOptions:
     map_labels: Sequence[str] = ()
     map_raw: bool = False
     to: Sequence[str] = ()
+    monitor: Path | None = None
+    monitor_copies: bool = False
 
     def check(self) -> None:
         """UsageError for values and combinations that cannot be; needs no model, so that it comes at once."""
@@ -39,6 +43,8 @@ class OutputOptions:
             raise UsageError("--map-raw belongs to --maps DIR.")
         if self.map_labels and self.maps is None and self.overlay is None:
             raise UsageError("--map-label belongs to --maps DIR or --overlay DIR.")
+        if self.monitor_copies and self.monitor is None:
+            raise UsageError("--monitor-copies belongs to --monitor DIR.")
 
     def has_columns(self) -> bool:
         """Whether the records go where each label has a column, so that the labels must stay."""
@@ -46,8 +52,8 @@ class OutputOptions:
         return kind in ("csv", "parquet")
 
 
-def open_outputs(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> list[Output]:
-    """Open them all; those that were opened are closed again where one cannot be.
+def open_outputs(options: OutputOptions, bundle: Bundle, model: ModelInfo, stdout: TextIO) -> list[Output]:
+    """Open them all, for results of ``bundle``; those that were opened are closed again where one cannot be.
 
     Raises:
         UsageError, MissingDependency: of the output that cannot be opened.
@@ -57,6 +63,8 @@ def open_outputs(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> li
     try:
         for url in options.to:
             outputs.append(open_output(url, model))
+        if options.monitor is not None:
+            outputs.append(Monitor(options.monitor, bundle, copies=options.monitor_copies))
         if options.overlay is not None:
             outputs.append(Overlays(options.overlay, model, next(iter(options.map_labels), None)))
         if options.maps is not None:

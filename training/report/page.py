@@ -11,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from hpdval_edge import __version__
+from hpdval_edge.monitor.page import section, style
+from hpdval_edge.monitor.summary import Summary
 from hpdval_edge.training.dataset import Splits
 from hpdval_edge.training.report.chart import GROUP_COLOURS, Chart
 from hpdval_edge.training.report.curves import Decisions, Reliability
@@ -50,6 +52,7 @@ class Page:
     best: Sequence[Card]
     worst: Sequence[Card]
     notes: Sequence[str]
+    monitor: Summary | None = None
 
 
 def render(page: Page) -> str:
@@ -59,7 +62,8 @@ def render(page: Page) -> str:
     facts = page.facts
     return template.render(
         version=__version__,
-        css=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        css=Markup(style("page") + (ASSETS / "report.css").read_text(encoding="utf-8") + style("monitor")),
+        monitor=None if page.monitor is None else Markup(section(page.monitor)),
         name=facts.run.name,
         headline=_headline(page),
         interval=(facts.result.get("interval") or {}).get("mAP"),

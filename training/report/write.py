@@ -1,12 +1,14 @@
 """``hpedge report``: collect what a run can tell, draw it, write the page and the figures."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hpdval_edge.atomic import write_file, write_text
 from hpdval_edge.errors import HpedgeError, UsageError
+from hpdval_edge.monitor.summary import summarise
 from hpdval_edge.progress import say
 from hpdval_edge.training.dataset import Splits
 from hpdval_edge.training.report import curves
@@ -39,13 +41,14 @@ class Report:
     notes: tuple[str, ...]
 
 
-def build_report(run: RunFolder, out: Path | None = None) -> Report:
+def build_report(run: RunFolder, out: Path | None = None, monitors: Sequence[Path] = ()) -> Report:
     """Write ``report.html`` and ``plots/*.svg`` of a run.
 
     Pictures that are gone cost the parts that need them; the page and stderr say so.
 
     Args:
         out: the HTML file; else ``report.html`` in the run's folder. The figures always lie in its ``plots``.
+        monitors: folders of ``hpedge infer --monitor``, whose summary the page takes in.
 
     Raises:
         UsageError: no stage of the run has finished; ``out`` is a folder. BadData: a file of the run is damaged.
@@ -55,11 +58,12 @@ def build_report(run: RunFolder, out: Path | None = None) -> Report:
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file, e.g. {out / 'report.html'}.")
     facts = read_facts(run)
+    use = summarise(monitors) if monitors else None
     notes: list[str] = []
     splits, scored = _read_pictures(facts, notes)
     page = _collect(facts, splits, scored, notes)
     plots = _write_plots(run, page.charts)
-    write_text(out, render(page))
+    write_text(out, render(replace(page, monitor=use)))
     for note in notes:
         say(f"note: {note}")
     return Report(out, plots, tuple(notes))
