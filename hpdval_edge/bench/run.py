@@ -146,7 +146,7 @@ def _pictures(bench: Bench, folder: Path) -> list[Path]:
     """Those that are named, or new ones in ``folder``."""
     size = parse_size(bench.options.jpeg)
     if bench.options.images:
-        paths = find_images(bench.options.images)
+        paths = list(find_images(bench.options.images))
         bench.pictures = f"{len(paths)} given"
         return paths
     with disk_errors(folder):
