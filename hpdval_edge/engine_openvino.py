@@ -1,7 +1,6 @@
 """OpenVINO on the CPU, in a precision that is named and checked: its own choice is bfloat16 on some CPUs."""
 
 import queue
-import sys
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from hpdval_edge.bundle import MODEL, Bundle
 from hpdval_edge.errors import BadData, CheckFailed, MissingDependency
 from hpdval_edge.golden import compare
-from hpdval_edge.kernels.head_cpu import threads_for
+from hpdval_edge.kernels.head_cpu import usable_cpus
 from hpdval_edge.runtimes import EngineOptions, with_other_banks
 
 # Backend -> openvino.Type that the graph's floats are computed in; integers of --int8 stay integers.
@@ -17,7 +16,7 @@ PRECISIONS = {"openvino": "f32", "openvino-bf16": "bf16"}
 # Largest |score - golden score| in bfloat16: eight times what an export in float16 may show, whose steps are an eighth.
 # Of int8 it is what an export may show, which is more.
 BF16_TOLERANCE = {"fp32": 1.6e-2, "fp16": 1.6e-2, "int8": 1e-1}
-# Each needs memory of its own for activations.
+# Each needs memory of its own for activations; `hpedge infer` has no more workers.
 MOST_STREAMS = 4
 
 
@@ -91,8 +90,7 @@ def _settings(name: str, threads: int) -> dict[str, str | int | bool]:
 
     Threads are not pinned to cores, where two processes would both take the first.
     """
-    cpus = threads_for(sys.maxsize)
-    streams = min(MOST_STREAMS, max(1, cpus // threads)) if threads else 1
+    streams = min(MOST_STREAMS, max(1, usable_cpus() // threads)) if threads else 1
     return {
         "INFERENCE_PRECISION_HINT": PRECISIONS[name],
         "PERFORMANCE_HINT": "LATENCY",

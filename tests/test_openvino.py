@@ -94,10 +94,12 @@ def test_settings_reach_openvino(bundle, monkeypatch):
     """OpenVINO takes no more threads than there are cores. Planted mistakes: all threads for each call, or one for all;
     the precision, the number of streams or that of requests is not passed on.
     """
-    monkeypatch.setattr(engine_openvino, "threads_for", lambda _: 5)
+    monkeypatch.setattr(engine_openvino, "usable_cpus", lambda: 5)
     found = [engine_openvino._settings("openvino", threads) for threads in (0, 1, 2, 7)]
     assert [settings["NUM_STREAMS"] for settings in found] == [1, 4, 2, 1]
     assert [settings["INFERENCE_NUM_THREADS"] for settings in found] == [0, 4, 4, 7]
+    assert {settings["INFERENCE_PRECISION_HINT"] for settings in found} == {"f32"}
+    assert engine_openvino._settings("openvino-bf16", 1)["INFERENCE_PRECISION_HINT"] == "bf16"
     engine = load_engine(bundle, "openvino", EngineOptions(threads=1))
     model = engine.requests.queue[0].get_compiled_model()
     assert model.get_property("INFERENCE_PRECISION_HINT").to_dtype() == np.float32
