@@ -60,7 +60,16 @@ def cmake(source, build, *options):
 def tensorrt_options(folder):
     """CMake's arguments for a library with TensorRT, against the double, which is built in ``folder``."""
     library = folder / "libnvinfer.so"
-    flags = ["-std=c++17", *FLAGS["sanitized"].split(), "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    flags = [
+        "-std=c++17",
+        *FLAGS["sanitized"].split(),
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fPIC",
+        "-shared",
+        "-Wl,-soname,libnvinfer.so",
+    ]
     run("g++", *flags, f"-I{DOUBLE}", DOUBLE / "double.cpp", "-o", library)
     headers, libraries = (
         ("TENSORRT_INCLUDE_DIR", "CUDA_RUNTIME_INCLUDE_DIR"),

@@ -138,7 +138,7 @@ def test_bundles_of_older_versions(driver, tiny_bundle, tmp_path):
     with pytest.warns(UserWarning) as caught:
         expected = Predictor(bundle, "onnxruntime")(np.zeros((20, 20, 3), np.uint8))
     assert f"warning {caught[0].message}\n" in printed
-    np.testing.assert_allclose(driver.output("probabilities", -1), expected.probabilities, atol=1e-6)
+    np.testing.assert_allclose(driver.output("probabilities", -1), expected.probabilities, atol=2e-3)
 
 
 def test_what_is_no_folder(driver, tiny_bundle, tmp_path):

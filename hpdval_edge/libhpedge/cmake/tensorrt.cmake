@@ -9,10 +9,12 @@ find_library(CUDA_RUNTIME_LIBRARY cudart HINTS ENV CUDA_PATH PATHS ${CUDA_PLACES
 foreach(FOUND TENSORRT_INCLUDE_DIR TENSORRT_LIBRARY CUDA_RUNTIME_INCLUDE_DIR CUDA_RUNTIME_LIBRARY)
   if(NOT ${FOUND})
     message(FATAL_ERROR "HPEDGE_TENSORRT needs TensorRT 10.0 or later and CUDA, and ${FOUND} was not found; on a "
-      "Jetson run: apt install libnvinfer-dev cuda-cudart-dev-12-6 (JetPack 6) or cuda-cudart-dev-13-0 (JetPack 7); elsewhere "
-      "name it with -D${FOUND}=...")
+      "Jetson run: apt install libnvinfer-dev cuda-cudart-dev-12-6 (JetPack 6) or cuda-cudart-dev-13-0 (JetPack 7); "
+      "elsewhere name it with -D${FOUND}=...")
   endif()
 endforeach()
 target_sources(hpedge PRIVATE src/tensorrt_engine.cpp src/engine_cache.cpp)
 target_include_directories(hpedge SYSTEM PRIVATE ${TENSORRT_INCLUDE_DIR} ${CUDA_RUNTIME_INCLUDE_DIR})
 target_link_libraries(hpedge PRIVATE ${TENSORRT_LIBRARY} ${CUDA_RUNTIME_LIBRARY})
+# The installed library finds them where they were found here.
+set_target_properties(hpedge PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)

@@ -1,4 +1,4 @@
-/* hpedge in C: opens a bundle (*.hpedge), takes raw pictures, gives what Python's hpdval_edge.Predictor gives.
+/* hpedge in C: opens a bundle (*.hpedge), takes raw pictures, gives scores, labels and probabilities.
  *
  * Every function that can fail returns a status, the exit codes of the command line, and leaves a sentence for
  * hpedge_last_error. Nothing is thrown. NULL is refused where it says nothing of it.
