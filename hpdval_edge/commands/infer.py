@@ -27,6 +27,9 @@ def infer(
     top: Annotated[int | None, typer.Option(help="The N best labels, whatever their scores.", min=1)] = None,
     format_: Annotated[str, typer.Option("--format", help="table, jsonl or csv.")] = "table",
     output: Annotated[Path | None, typer.Option(help="File for the results: .jsonl, .csv or .parquet.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --output FILE: leave out what it holds, add the rest.")
+    ] = False,
     overlay: Annotated[
         Path | None, typer.Option(help="Folder for pictures with labels and heat maps, and for films with labels.")
     ] = None,
@@ -77,6 +80,8 @@ def infer(
 
       hpedge infer images/ --output labels.parquet
 
+      hpedge infer images/ --output labels.jsonl --resume
+
       hpedge infer images/ --maps maps --map-label pizza --map-raw
 
       hpedge infer clip.mp4 --fps 2
@@ -95,7 +100,8 @@ def infer(
 
     # Services are stopped with it; then all is kept that Ctrl-C keeps.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = OutputOptions(format_, output, overlay, maps, map_label or (), map_raw, to or (), monitor, monitor_copies)
+    sinks = (format_, output, overlay, maps, map_label or (), map_raw, to or (), monitor, monitor_copies, resume)
+    options = OutputOptions(*sinks)
     options.check()
     if watch and options.has_columns():
         raise UsageError("--watch may change the labels, which are columns of CSV and Parquet; take jsonl instead.")
@@ -112,12 +118,20 @@ def infer(
         build=build,
         engines=engines,
     )
-    outputs = open_outputs(options, predictor.bundle, ModelInfo.of(predictor.bundle, predictor.thresholds), sys.stdout)
+    info = ModelInfo.of(predictor.bundle, predictor.thresholds)
+    remaining = None
+    if resume:
+        from hpdval_edge.outputs.resume import Remaining, Written
+
+        remaining = Remaining(source, Written(output, info, top))
+    outputs = open_outputs(options, predictor.bundle, info, sys.stdout)
     try:
-        done, failed = module.infer(predictor, source, outputs, plan=plan, batch=batch, watch=watch)
+        done, failed = module.infer(predictor, remaining or source, outputs, plan=plan, batch=batch, watch=watch)
     finally:
         for line in source.summaries():
             say(line)
     summary = f"{done} of {done + failed} pictures"
+    if remaining:
+        summary += f", {remaining.left_out} more were in {output} already"
     say(f"{summary}, overlays in {overlay}/" if overlay else summary)
     raise typer.Exit(3 if failed else 0)

@@ -18,6 +18,9 @@ from hpdval_edge.outputs.text import FORMATS, text_output
 # Suffix of --output -> format.
 FILES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
+# What --resume can add to.
+RESUMABLE = (".jsonl", ".csv")
+
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
@@ -32,6 +35,7 @@ class OutputOptions:
     to: Sequence[str] = ()
     monitor: Path | None = None
     monitor_copies: bool = False
+    resume: bool = False
 
     def check(self) -> None:
         """UsageError for values and combinations that cannot be; needs no model, so that it comes at once."""
@@ -39,6 +43,8 @@ class OutputOptions:
             raise UsageError(f"--format {self.format_!r} is not one of {', '.join(FORMATS)}.")
         if self.output is not None and self.output.suffix.lower() not in FILES:
             raise UsageError(f"--output {self.output} must end in one of {', '.join(FILES)}.")
+        if self.resume and (self.output is None or self.output.suffix.lower() not in RESUMABLE):
+            raise UsageError(f"--resume goes on with a file: pass --output FILE, ending in {' or '.join(RESUMABLE)}.")
         if self.map_raw and self.maps is None:
             raise UsageError("--map-raw belongs to --maps DIR.")
         if self.map_labels and self.maps is None and self.overlay is None:
@@ -87,7 +93,8 @@ def _records(options: OutputOptions, model: ModelInfo, stdout: TextIO) -> Output
         return _parquet(options.output, model)
     with disk_errors(options.output):
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        return text_output(kind, options.output.open("w", encoding="utf-8", newline=""), model)
+        file = options.output.open("a" if options.resume else "w", encoding="utf-8", newline="")
+        return text_output(kind, file, model, begun=file.tell() > 0)
 
 
 def _parquet(target: Path, model: ModelInfo) -> Output:

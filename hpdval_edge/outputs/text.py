@@ -48,11 +48,11 @@ class Csv(_Text):
     label's probability under ``probability LABEL``.
     """
 
-    def __init__(self, stream: TextIO, model: ModelInfo) -> None:
+    def __init__(self, stream: TextIO, model: ModelInfo, begun: bool = False) -> None:
         super().__init__(stream, model)
         self.rows = csv.writer(self.lines, lineterminator="\n")
-        chances = (f"probability {label}" for label in model.labels)
-        self.rows.writerow(["path", "labels", *model.labels, "frame", "time", "bundle", "precision", *chances])
+        if not begun:
+            self.rows.writerow(columns(model))
 
     def write(self, result: Result) -> None:
         """Write the row."""
@@ -62,6 +62,14 @@ class Csv(_Text):
         self.rows.writerow([row["path"], ";".join(row["labels"]), *scores, *facts, *chances])
 
 
-def text_output(format_: str, stream: TextIO, model: ModelInfo) -> Output:
-    """The output for one of FORMATS."""
-    return {"table": Table, "jsonl": JsonLines, "csv": Csv}[format_](stream, model)
+def columns(model: ModelInfo) -> list[str]:
+    """The first row of a CSV file."""
+    chances = (f"probability {label}" for label in model.labels)
+    return ["path", "labels", *model.labels, "frame", "time", "bundle", "precision", *chances]
+
+
+def text_output(format_: str, stream: TextIO, model: ModelInfo, *, begun: bool = False) -> Output:
+    """The output for one of FORMATS; begun: the stream has its beginning already."""
+    if format_ == "csv":
+        return Csv(stream, model, begun)
+    return {"table": Table, "jsonl": JsonLines}[format_](stream, model)
