@@ -172,3 +172,12 @@ def test_a_frame_may_be_read_after_the_archive_is_closed(archive):
     frames = list(source)
     source.close()
     assert [outcome(frame) for frame in reversed(frames)] == [10] * 3
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_large_jpegs_are_decoded_smaller_unless_exact(tmp_path, exact):
+    file = io.BytesIO()
+    Image.new("RGB", (200, 160)).save(file, "JPEG")
+    write_zip(tmp_path / "a.zip", {"a.jpg": file.getvalue()})
+    (frame,) = Archive(str(tmp_path / "a.zip"), exact=exact)
+    assert frame.read(16).size == ((200, 160) if exact else (50, 40))

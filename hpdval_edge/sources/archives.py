@@ -27,13 +27,14 @@ class Archive:
     """The pictures of one archive in its order, hidden ones left out, called ``archive.zip/inner/a.jpg``.
 
     A member that is encrypted, damaged or too large is a frame that cannot be read, and so is the rest of an archive
-    from where it is damaged.
+    from where it is damaged. exact: `SourceOptions.exact_decode`.
     """
 
     live = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, exact: bool = False) -> None:
         self.path = path
+        self.exact = exact
 
     def __iter__(self) -> Iterator[Frame]:
         members = _zip_members if zipfile.is_zipfile(self.path) else _tar_members
@@ -42,23 +43,24 @@ class Archive:
             with closing(members(self.path)) as pictures:
                 for name, content in pictures:
                     found = True
-                    yield _frame(f"{self.path}/{name}", content)
+                    yield self._frame(f"{self.path}/{name}", content)
         except _ERRORS as error:
             yield unreadable(self.path, f"the archive is damaged or of an unknown kind ({_words(error)})")
             return
         if not found:
             yield unreadable(self.path, "the archive holds no pictures")
 
+    def _frame(self, name: str, content: bytes | str) -> Frame:
+        if isinstance(content, str):
+            return unreadable(name, content)
+        return Frame(name, partial(_decode, name, content, self.exact))
+
     def close(self) -> None:
         """The file is closed with the iteration."""
 
 
-def _frame(name: str, content: bytes | str) -> Frame:
-    return unreadable(name, content) if isinstance(content, str) else Frame(name, partial(_decode, name, content))
-
-
-def _decode(name: str, content: bytes, size: int) -> Pixels:
-    return decode_rgb(content, name)
+def _decode(name: str, content: bytes, exact: bool, size: int) -> Pixels:
+    return decode_rgb(content, name, at_least=None if exact else 2 * size)
 
 
 def _zip_members(path: str) -> Iterator[tuple[str, bytes | str]]:

@@ -106,7 +106,9 @@ def _other_than_pictures(argument: str, options: SourceOptions) -> FrameSource |
     if _is_film(argument) or _is_archive(argument):
         if not os.path.exists(argument):
             raise UsageError(f"{argument!r}: there is no such file.")
-        return Archive(argument) if _is_archive(argument) else _video("films").Film(argument, options)
+        if _is_archive(argument):
+            return Archive(argument, exact=options.exact_decode)
+        return _video("films").Film(argument, options)
     return None
 
 

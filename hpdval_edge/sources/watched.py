@@ -36,7 +36,7 @@ class WatchedFolders:
 
     Hidden names are left out, links to folders not followed. A file that is still written to is waited for. Folders
     are listed again only when they change, so that many old pictures cost nothing; so a picture that is overwritten in
-    place is not seen again, one that is replaced by another file of its name is.
+    place is not seen again, one that is replaced by another file of its name is. exact: `SourceOptions.exact_decode`.
     """
 
     live = True
