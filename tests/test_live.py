@@ -2,6 +2,7 @@
 
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -362,6 +363,15 @@ def test_a_port_where_nobody_listens(server, opened):
     server.kill()
     with pytest.raises(Lost, match=f"127.0.0.1:{server.port} refuses connections; check that the camera"):
         next(iter(opened(server.address, retries=0)))
+
+
+def test_what_does_not_speak_rtsp_may_be_a_camera_that_starts(opened):
+    """Mistakes: the program ended by a camera that takes connections before it can serve them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: listener.accept()[0].close()).start()
+        address = f"rtsp://127.0.0.1:{listener.getsockname()[1]}/1"
+        with pytest.raises(Lost, match="does not answer as a server of RTSP"):
+            next(iter(opened(address, retries=0)))
 
 
 def test_a_page_is_no_stream(opened):

@@ -3,7 +3,7 @@
 import av
 
 from hpdval_edge.errors import BadData, HpedgeError, UsageError
-from hpdval_edge.sources.addresses import host, masked
+from hpdval_edge.sources.addresses import host, masked, scheme
 from hpdval_edge.sources.live import Lost
 
 _REASONS = {
@@ -30,6 +30,9 @@ def connection_error(error: av.FFmpegError | OSError, address: str) -> HpedgeErr
         return UsageError(f"{name}: the server refuses this user; check the name and the password.")
     if isinstance(error, av.error.HTTPNotFoundError):
         return UsageError(f"{name}: {server} is there but has no such stream; check what follows the host's name.")
+    if isinstance(error, av.InvalidDataError) and scheme(address) in ("rtsp", "rtsps"):
+        # As a camera does that is starting.
+        return Lost(f"{name}: {server} does not answer as a server of RTSP; check the address and the port.")
     if isinstance(error, av.InvalidDataError):
         return BadData(f"{name}: what the server sends is no video in a format that is known.")
     if isinstance(error, av.error.ProtocolNotFoundError):
