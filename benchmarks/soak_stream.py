@@ -197,18 +197,10 @@ def main() -> int:
 def run(arguments: argparse.Namespace, server: Any) -> int:
     """Watch the process to its end."""
     expected = expected_scores(Predictor(arguments.model, threads=1), [server.jpeg(i) for i in range(PICTURES)])
-    command = [
-        sys.executable,
-        "-m",
-        "hpdval_edge",
-        "infer",
-        server.address,
-        "--model",
-        arguments.model,
-        "--threads",
-        "1",
-    ]
-    command += ["--duration", str(60 * arguments.minutes), "--stall", str(STALL), "--format", "jsonl"]
+    command = [sys.executable, "-m", "hpdval_edge", "infer", server.address, "--model", arguments.model]
+    command += ["--duration", 60 * arguments.minutes, "--stall", STALL, "--format", "jsonl", "--threads", 1]
+    if arguments.fps:
+        command += ["--fps", arguments.fps]
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=stderr, text=True)
         watch = Watch()

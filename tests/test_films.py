@@ -62,12 +62,12 @@ def numbers(frames, size=8):
         ("bare.h264", "libx264", "yuv420p"),
         ("deep.mkv", "ffv1", "rgb48le"),
         ("grey.mkv", "ffv1", "gray"),
-        ("a colon:and %02d.mkv", "ffv1", "yuv444p16le"),
+        ("like a pattern %02d.mkv", "ffv1", "yuv444p16le"),
     ],
 )
 def test_every_frame_in_the_order_in_which_it_is_shown(tmp_path, name, codec, pix_fmt):
     """Mistakes: frames in the order of the file (B-frames), the frames that decoders hold back at the end left out,
-    pixel formats taken for another, a name with a colon taken for a protocol.
+    pixel formats taken for another.
     """
     path = encode(tmp_path / name, [picture(i) for i in range(COUNT)], codec, pix_fmt)
     film, frames = frames_of(path)
@@ -76,6 +76,13 @@ def test_every_frame_in_the_order_in_which_it_is_shown(tmp_path, name, codec, pi
     rate = 25 if name.endswith("h264") else 10
     assert [frame.time for frame in frames] == pytest.approx([i / rate for i in range(COUNT)])
     assert frames[3].name == f"{path}#3"
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    """Mistakes: ``rtp:1.mkv`` looked for on the network."""
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "rtp:1.mkv", [picture(5)], "ffv1")
+    assert numbers(frames_of("rtp:1.mkv")[1]) == [5]
 
 
 def test_times_are_those_of_the_film_also_where_its_rate_varies(tmp_path):
