@@ -206,7 +206,11 @@ def run(arguments: argparse.Namespace, server: Any) -> int:
         watch = Watch()
         reader = threading.Thread(target=read_lines, args=(process.stdout, watch, expected))
         reader.start()
-        follow(arguments, server, process, watch)
+        try:
+            follow(arguments, server, process, watch)
+        finally:
+            # Already over, unless this is interrupted.
+            process.terminate()
         reader.join()
         stderr.seek(0)
         words = stderr.read()
