@@ -16,8 +16,13 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from hpdval_edge.bundle import load_bundle
 from hpdval_edge.config import override
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.monitor.record import Monitor
+from hpdval_edge.outputs.output import Result
+from hpdval_edge.predictor import Prediction
+from hpdval_edge.sources.frame import Frame
 from hpdval_edge.training import model_card
 from hpdval_edge.training.report import build_report, write
 from hpdval_edge.training.report.chart import GROUP_COLOURS
@@ -104,6 +109,22 @@ def test_the_report_has_every_part_in_order(reported):
         assert label in text
     assert "prompt.init" in text
     assert "open_clip_torch" in text
+
+
+def test_what_the_model_met_in_use_is_a_part(own_work, undrawn, tiny_bundle, tmp_path):
+    """Planted mistakes: its HTML is escaped; the part is empty in a report without it."""
+    bundle = load_bundle(tiny_bundle)
+    monitor = Monitor(tmp_path / "watch", bundle, copies=False)
+    scores = np.zeros(4, np.float32)
+    monitor.write(Result(Frame("a.jpg", None), Prediction((), scores, np.zeros((4, 4, 4)), scores)))
+    monitor.close()
+    text = build_report(own_work, tmp_path / "with.html", [tmp_path / "watch"]).path.read_text(encoding="utf-8")
+    assert '<h2 id="in-use">' in text
+    assert '<th scope="row">bright square</th><td>' in text
+    assert all(address.startswith(("#", "data:")) for address in Page(text).addresses)
+    with pytest.raises(UsageError, match="holds no monitor"):
+        build_report(own_work, tmp_path / "with.html", [tmp_path])
+    assert "in-use" not in render(_collect(read_facts(own_work), None, None, []))
 
 
 def test_the_page_is_sound_and_loads_nothing(reported):
