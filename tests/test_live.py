@@ -146,7 +146,7 @@ def test_what_waiting_would_not_mend_ends_it_before_the_first_frame_only(waits):
     """Mistakes: a wrong password asked for for ever; a camera that is being restarted given up."""
     wrong = UsageError("door: wrong password.")
     with pytest.raises(UsageError, match="wrong password"):
-        next(iter(waits(Script([wrong]))))
+        next(iter(waits(Script([wrong]), retries=3)))
     script = Script([0], [wrong], [1])
     source = waits(script, retries=2)
     with pytest.raises(Lost):

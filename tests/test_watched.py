@@ -92,7 +92,10 @@ def test_a_clock_that_is_wrong_does_not_keep_a_picture_back(tmp_path):
     """A file server's clock may be ahead of ours; then a file that does not change for a while is whole."""
     settle(save(tmp_path / "a.png"), -10_000)
     source = WatchedFolders([str(tmp_path)], interval=0.01, quiet=0.05)
+    deadline = threading.Timer(LONG, source.close)
+    deadline.start()
     assert names(iter(source), 1) == ["a.png"]
+    deadline.cancel()
 
 
 def test_a_picture_put_in_anothers_place_is_new(watched, tmp_path):
