@@ -90,6 +90,15 @@ def test_one_bundle_as_a_table(tiny_bundle, run_hpedge):
     assert "\nenergy" in out and "\npeak RSS" in out and "ratio" not in out
 
 
+def test_a_projects_backend_is_taken(tiny_bundle, run_hpedge, tmp_path, monkeypatch):
+    """Planted mistake: auto, whatever hpedge.toml says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpedge.toml").write_text('[infer]\nbackend = "pt2"\n')
+    code, out, err = run_hpedge("bench", tiny_bundle, "--batch", "2", "--json", *QUICK)
+    assert code == 0, err
+    assert [each["backend"] for each in json.loads(out)["candidates"]] == ["pt2"]
+
+
 def test_two_are_compared(tiny_bundle, run_hpedge, tiny):
     """Planted mistakes: the ratio of the first with itself in every row; two candidates of one name."""
     code, out, err = run_hpedge(

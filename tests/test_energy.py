@@ -15,6 +15,8 @@ HWMON = "sys/class/hwmon"
 ORIN_NANO = {
     f"{HWMON}/hwmon0/name": "tmp451\n",
     f"{HWMON}/hwmon0/in1_label": "VDD_FAN\n",
+    f"{HWMON}/hwmon0/in1_input": "5000\n",
+    f"{HWMON}/hwmon0/curr1_input": "100\n",
     f"{HWMON}/hwmon1/name": "ina3221\n",
     f"{HWMON}/hwmon1/in1_label": "VDD_IN\n",
     f"{HWMON}/hwmon1/in1_input": "5048\n",

@@ -15,7 +15,7 @@ def bench(
         list[Path] | None,
         typer.Argument(metavar="BUNDLE", help="One, or several to compare; else the last export."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="As for infer; several, comma-separated, are compared.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="As for infer; several, comma-separated, are compared.")] = None,
     batch: Annotated[str, typer.Option(help="Images a call, comma-separated.")] = "1,2,4,8",
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
     images: Annotated[list[str] | None, typer.Option(help="Files, folders, globs; repeatable.")] = None,
@@ -44,8 +44,10 @@ def bench(
     """
     from hpdval_edge.bench.run import BenchOptions, run, start
     from hpdval_edge.bench.text import as_text
+    from hpdval_edge.config import PROJECT_FILE, load_config
     from hpdval_edge.infer import last_export
 
+    backend = backend or load_config(project=Path(PROJECT_FILE)).infer.backend
     started = start(
         BenchOptions(
             bundles=tuple(bundles or [last_export()]),
