@@ -92,7 +92,10 @@ def jpegs(tmp_path_factory, tiny):
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_scores_are_those_of_python(driver, bundles, jpegs, kind):
-    """Golden pictures and decoded ones, one batch of many sizes."""
+    """Golden pictures and decoded ones, one batch of many sizes.
+
+    Planted: the horizontal pass always first, halves cut instead of rounded; each failed.
+    """
     golden, expected = load_bundle(bundles[kind]).golden()
     pictures = [Picture(pixels) for pixels in [*golden, *jpegs]]
     printed = driver(bundles[kind], pictures)
@@ -105,7 +108,7 @@ def test_scores_are_those_of_python(driver, bundles, jpegs, kind):
 
 
 def test_formats(driver, tiny_bundle):
-    """Rows apart or from the bottom up, each order of channels, NV12."""
+    """Rows apart or from the bottom up, each order of channels, NV12. Planted: BGR read as RGB; failed."""
     pixels = noise(46, 38)
     pictures = [Picture(pixels, layout, gap, up) for layout in [*FORMATS][:4] for gap, up in ((0, 0), (5, 0), (3, 1))]
     pictures += [Nv12(48, 30, 0, 1), Nv12(66, 38, 7, 2), Picture(noise(1, 1)), Picture(noise(3, 200), "bgrx")]

@@ -104,6 +104,7 @@ def refuse(driver, bundle, change, message):
 
 @pytest.mark.parametrize("change, message", REFUSED.values(), ids=REFUSED)
 def test_bundles_that_python_refuses(driver, tiny_bundle, tmp_path, change, message):
+    """Planted: no comparison of sha256; failed."""
     bundle = shutil.copytree(tiny_bundle, tmp_path / "copy.hpedge")
     refuse(driver, bundle, change, message)
     with pytest.raises(BadData):
@@ -189,6 +190,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("odd, message", PICTURES.values(), ids=PICTURES)
 def test_pictures_that_are_none(driver, tiny_bundle, odd, message):
+    """Planted: strides not checked; failed."""
     printed = driver(tiny_bundle, [GOOD_PICTURE, odd], code=3)
     assert f"status 3: picture 1: {message}" in printed
 

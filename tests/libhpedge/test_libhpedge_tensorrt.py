@@ -126,7 +126,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("key, change", OTHERS.values(), ids=OTHERS)
 def test_engines_that_are_left_out(driver, bundle, keep, key, change):
-    """However new; an older one that fits is taken. Planted: each check left out."""
+    """However new; an older one that fits is taken."""
     folder = keep(bundle, **key)
     if change:
         change(folder)
