@@ -1,4 +1,4 @@
-"""The monitor: its counts, its index of drift, its review queue, its page."""
+"""The monitor: its counts, its list for review, its page."""
 
 import json
 import re
@@ -16,11 +16,10 @@ from hpdval_edge.bundle import MANIFEST, REFERENCE, Bundle, Calibration, Manifes
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.monitor import record
 from hpdval_edge.monitor.counts import DAY, KEPT, read_counts
-from hpdval_edge.monitor.drift import chance, psi, reading
 from hpdval_edge.monitor.page import render
 from hpdval_edge.monitor.record import Monitor
 from hpdval_edge.monitor.reference import BINS, read_reference, reference_json
-from hpdval_edge.monitor.review import ReviewQueue, read_review
+from hpdval_edge.monitor.review import ReviewQueue
 from hpdval_edge.monitor.summary import summarise
 from hpdval_edge.monitor.table import table
 from hpdval_edge.outputs.output import Result
@@ -93,35 +92,6 @@ def watch(folder, bundle, levels, *, when=NOON, name="{:05}.jpg", copies=False, 
 
 def by_label(summary):
     return {use.label: use for use in summary.labels}
-
-
-def test_the_index_is_its_formula():
-    """Planted mistakes: log2, the shares unweighted, counts in place of shares, empty bins infinite."""
-    counts, expected = np.array([30, 0, 70, 0]), np.array([25, 5, 20, 0])
-    a, e = np.array([30.5, 0.5, 70.5]) / 101.5, np.array([25.5, 5.5, 20.5]) / 51.5
-    assert psi(counts, expected) == pytest.approx(sum((x - y) * np.log(x / y) for x, y in zip(a, e, strict=True)))
-    assert psi(expected, expected) == 0
-    many = psi(np.array([[0, 0, 0], [3, 3, 3]]), np.array([[1, 2, 3], [0, 0, 0]]))
-    assert np.isnan(many).all()
-
-
-@pytest.mark.parametrize(("n", "m"), [(400, 400), (200, 5000)])
-def test_chance_is_rarely_exceeded_by_chance(n, m):
-    """Planted mistakes: one size alone, 10 for 9 degrees of freedom with the other sign, a level of 0.05."""
-    rng = np.random.default_rng(0)
-    draws = [rng.multinomial(size, [0.1] * BINS, 20_000) for size in (m, n)]
-    exceeded = (psi(*draws) > chance(m, n, BINS, labels=1)).mean()
-    assert 0.005 < exceeded < 0.015
-
-
-def test_readings():
-    assert [reading(value, 0.05) for value in (0.01, 0.08, 0.12, 0.3)] == [
-        "stable", "stable", "moderate shift", "large shift",
-    ]  # fmt: skip
-    assert [reading(value, 0.4) for value in (0.01, 0.12, 0.3, np.nan)] == [
-        "stable", "within chance", "within chance", "no reference",
-    ]  # fmt: skip
-    assert reading(0.3, 0.05, limit=0.5) == "moderate shift"
 
 
 def test_pictures_like_the_validation_ones_are_stable(bundle, tmp_path):
@@ -269,47 +239,6 @@ def test_references_follow_their_labels(make_bundle, reference):
     assert np.abs(original.counts - 200).max() < 10
     with pytest.raises(BadData, match=r"reference\.json cannot be read"):
         read_reference(make_bundle("d.hpedge", reference.replace(b'"edges": [[', b'"edges": [[1, ')))
-
-
-def doubt(margin, label="red"):
-    return {
-        "time": NOON, "label": label, "score": 0.1, "threshold": 0.1, "probability": 0.5, "margin": margin,
-        "labels": ("red", "blue"),
-    }  # fmt: skip
-
-
-def test_the_queue_is_bounded_prefers_doubt_and_is_spread(tmp_path):
-    """Planted mistakes: the first that come, the nearest alone, which neighbouring frames fill; weights upside down."""
-    queue = ReviewQueue(tmp_path, copies=False, size=50, seed=0)
-    for number in range(4000):
-        queue.offer(Frame(f"{number}.jpg", None), doubt(0.0 if number % 2 else 1.0), None)
-    numbers = [int(entry.path.split(".")[0]) for entry in queue.heap]
-    assert len(numbers) == len(set(numbers)) == 50
-    assert sum(number % 2 for number in numbers) >= 35
-    assert sum(not number % 2 for number in numbers) >= 1
-    assert 15 < sum(number < 2000 for number in numbers) < 35
-
-
-def test_the_queue_goes_on_where_it_stopped(tmp_path):
-    """Planted mistakes: every run fills it anew; a picture that comes again is there twice."""
-    whole = ReviewQueue(tmp_path / "whole", copies=False, size=20, seed=0)
-    parts = tmp_path / "parts"
-    for number in range(300):
-        whole.offer(Frame(f"{number}.jpg", None), doubt(0.1), None)
-    state = None
-    for start in range(0, 300, 100):
-        queue = ReviewQueue(parts, copies=False, size=20, seed=0)
-        if state:
-            queue.random.setstate(state)
-        for number in range(start, start + 100):
-            queue.offer(Frame(f"{number}.jpg", None), doubt(0.1), None)
-        state = queue.random.getstate()
-        queue.save()
-    assert {entry.path for entry in read_review(parts)} == {entry.path for entry in whole.heap}
-    kept = read_review(parts)[0]
-    for _ in range(500):
-        queue.offer(Frame(kept.path, None), doubt(0), None)
-    assert [entry.path for entry in queue.heap].count(kept.path) == 1
 
 
 def test_the_list_can_be_trained_on(bundle, tmp_path, monkeypatch):
