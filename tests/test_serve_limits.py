@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -145,7 +146,11 @@ def test_a_client_that_leaves_gives_its_places_back(served, predictor, gate):
 def test_a_full_queue_is_429_at_once_and_opens_again(served, predictor, gate):
     """Planted mistakes: no bound; places not given back."""
     with served(predictor, max_queue=3, max_pictures=2, max_batch=1) as client, ThreadPoolExecutor(3) as pool:
-        admitted = [pool.submit(post, client, number) for number in range(3)]
+        admitted = [pool.submit(post, client, number) for number in range(2)]
+        until(client, "hpedge_queue_pictures 2.0")
+        # There is room for one, not for two.
+        assert client.post("/v1/classify", files=[("file", ("a.png", picture()))] * 2).status_code == 429
+        admitted.append(pool.submit(post, client, 2))
         until(client, "hpedge_queue_pictures 3.0")
         refused = post(client)
         assert refused.status_code == 429
@@ -219,9 +224,10 @@ def test_names_that_somebody_else_can_point_here_are_refused(served, predictor, 
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
-def test_pages_of_other_origins_can_neither_send_nor_read(served, predictor, origin):
+def test_pages_of_other_origins_can_neither_send_nor_read(served, tiny_bundle, tmp_path, origin):
     """Planted mistake: no look at Origin; a form of another page could then edit labels."""
-    with served(predictor, edit=True) as client:
+    own = Predictor(shutil.copytree(tiny_bundle, tmp_path / "own.hpedge"), threads=1)
+    with served(own, edit=True) as client:
         body = {"labels": ["red"]}
         assert client.post("/v1/labels/remove", json=body, headers={"Origin": origin}).status_code == 403
         assert post(client, Origin=origin).status_code == 403
