@@ -108,6 +108,11 @@ def test_a_polled_meter_runs_from_start_to_stop(monkeypatch):
     assert often.wait(WAIT_SECONDS)
     assert meter.stop()["a"] == pytest.approx(3.0 * (meter.last[0] - began))
     assert meter.last[0] > began and not meter.thread.is_alive()
+    monkeypatch.setattr(energy, "SAMPLE_SECONDS", 1e6)
+    reads.clear()
+    meter.start()
+    meter.stop()
+    assert len(reads) == 2
 
 
 def test_counters_of_a_cpu_start_again(files):
