@@ -203,6 +203,11 @@ def test_conditions_of_a_machine_without_clocks(files):
     assert (found.power_mode, found.governors, found.gpu_mhz, found.load) == (None, {}, None, None)
 
 
+def test_conditions_of_a_machine_without_counters(files):
+    """Planted mistake: not throttled, where nothing counts it."""
+    assert conditions(files({})).throttled is None
+
+
 def test_what_changed_meanwhile_is_told(files):
     """Planted mistake: throttling before the measurement counts."""
     found = files(ORIN_NANO)
