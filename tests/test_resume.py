@@ -41,7 +41,7 @@ def write(make_result, two_labels, tmp_path):
 
     def to(kind, *names, resume=False):
         path = tmp_path / f"r.{kind}"
-        (output,) = open_outputs(OutputOptions(output=path, resume=resume), two_labels, sys.stdout)
+        (output,) = open_outputs(OutputOptions(output=path, resume=resume), None, two_labels, sys.stdout)
         for name in names:
             source, _, index = name.partition("#")
             output.write(make_result(source, index=int(index) if index else None))

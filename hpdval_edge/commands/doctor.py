@@ -140,4 +140,4 @@ def _advice_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "bundle", f"{bundle['path']} ({bundle['precision']}) {verdict}"
         yield from (("", gpu["text"]) for gpu in bundle["gpu"])
         if bundle["gpu"]:
-            yield "", "GPU kernels serve TensorRT; on the CPU the head is plain ONNX."
+            yield "", "GPU kernels serve TensorRT; on the CPU the head needs none of them."

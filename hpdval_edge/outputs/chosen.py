@@ -17,7 +17,6 @@ from hpdval_edge.outputs.text import FORMATS, text_output
 
 # Suffix of --output -> format.
 FILES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-
 # What --resume can add to.
 RESUMABLE = (".jsonl", ".csv")
 

@@ -31,4 +31,4 @@ def record(result: Result, model: ModelInfo) -> dict[str, Any]:
 
 
 def _by_label(labels: tuple[str, ...], values: np.ndarray) -> dict[str, float]:
-    return {label: round(value, DIGITS) for label, value in zip(labels, values.tolist(), strict=True)}
+    return dict(zip(labels, np.round(values.astype(np.float64), DIGITS).tolist(), strict=True))
