@@ -157,8 +157,12 @@ class Way:
 
 
 def first_result(bundle: Path, folder: Path, runs: int = 5) -> list[float]:
-    """Seconds from the start of a fresh `hpedge infer` to its first line, in order; the first start is not counted."""
-    command = [sys.executable, "-m", "hpdval_edge", "infer", str(folder), "--model", str(bundle), "--format", "jsonl"]
+    """Seconds from the start of a fresh `hpedge infer` to its first line, in order; the first start is not counted.
+
+    The backend is named: choosing it would import what CUDA packages a developer's machine has.
+    """
+    options = ["--model", str(bundle), "--format", "jsonl", "--backend", "onnxruntime"]
+    command = [sys.executable, "-m", "hpdval_edge", "infer", str(folder), *options]
     found = []
     for _ in range(runs + 1):
         start = time.perf_counter()
