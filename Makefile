@@ -42,8 +42,8 @@ demo: .venv/installed-run
 test: .venv/installed-dev .venv/contract/10.16 .venv/contract/11.4
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=
-	$(BIN)/python -m pytest -m slow --cov --cov-append --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --cov --cov-append --cov-fail-under=85
 
 clean:
 	rm -rf build dist demo .coverage .pytest_cache .ruff_cache .hypothesis

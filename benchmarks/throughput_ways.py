@@ -23,16 +23,18 @@ BATCH = 8
 def hpedge(bundle: Path) -> Callable[[Path], None]:
     """What `hpedge infer FOLDER --format jsonl > /dev/null` does after its start."""
     from hpdval_edge.infer import infer
+    from hpdval_edge.outputs.output import ModelInfo
     from hpdval_edge.outputs.text import text_output
     from hpdval_edge.pipeline import schedule
     from hpdval_edge.sources.pictures import Pictures
 
     plan = schedule(0, live=False)
     predictor = Predictor(bundle, "onnxruntime", threads=plan.engine_threads)
+    info = ModelInfo.of(predictor.bundle, predictor.thresholds)
 
     def run(folder: Path) -> None:
         with open(os.devnull, "w", encoding="utf-8") as null:
-            output = text_output("jsonl", null, predictor.labels)
+            output = text_output("jsonl", null, info)
             infer(predictor, Pictures([str(folder)]), [output], plan=plan)
 
     return run

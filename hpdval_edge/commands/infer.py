@@ -100,8 +100,9 @@ def infer(
 
     # Services are stopped with it; then all is kept that Ctrl-C keeps.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sinks = (format_, output, overlay, maps, map_label or (), map_raw, to or (), monitor, monitor_copies, resume)
-    options = OutputOptions(*sinks)
+    options = OutputOptions(
+        format_, output, overlay, maps, map_label or (), map_raw, to or (), monitor, monitor_copies, resume
+    )
     options.check()
     if watch and options.has_columns():
         raise UsageError("--watch may change the labels, which are columns of CSV and Parquet; take jsonl instead.")
@@ -119,19 +120,19 @@ def infer(
         engines=engines,
     )
     info = ModelInfo.of(predictor.bundle, predictor.thresholds)
-    remaining = None
+    frames = source
     if resume:
         from hpdval_edge.outputs.resume import Remaining, Written
 
-        remaining = Remaining(source, Written(output, info, top))
+        frames = Remaining(source, Written(output, info, top))
     outputs = open_outputs(options, predictor.bundle, info, sys.stdout)
     try:
-        done, failed = module.infer(predictor, remaining or source, outputs, plan=plan, batch=batch, watch=watch)
+        done, failed = module.infer(predictor, frames, outputs, plan=plan, batch=batch, watch=watch)
     finally:
         for line in source.summaries():
             say(line)
     summary = f"{done} of {done + failed} pictures"
-    if remaining:
-        summary += f", {remaining.left_out} more were in {output} already"
+    if resume:
+        summary += f", {frames.left_out} more were in {output} already"
     say(f"{summary}, overlays in {overlay}/" if overlay else summary)
     raise typer.Exit(3 if failed else 0)
