@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_safetensors
 from hpdval_edge.bundle import (
     CARD,
     GOLDEN,
+    REFERENCE,
     TEXT,
     TEXT_SPACE,
     THRESHOLDS,
@@ -78,7 +79,8 @@ def rename_labels(bundle: Bundle, names: Mapping[str, str]) -> Bundle:
     check_names(labels)
     columns = _Columns.of(bundle)
     short = [{**row, "label": names.get(row["label"], row["label"])} for row in columns.entry.get("short", [])]
-    return _write(bundle, labels, replace(columns, entry={**columns.entry, "short": short}))
+    staying = dict(zip(bundle.manifest.labels, labels, strict=True))
+    return _write(bundle, labels, replace(columns, entry={**columns.entry, "short": short}), staying)
 
 
 def remove_labels(bundle: Bundle, names: Sequence[str]) -> Bundle:
@@ -128,7 +130,8 @@ def add_labels(bundle: Bundle, new: NewLabels) -> Bundle:
         counts=[*columns.counts, *[0] * len(new.names)],
         scores=np.concatenate([scores, _golden_scores(bundle, banks, images)], axis=1),
     )
-    return _write(bundle, (*bundle.manifest.labels, *new.names), extended)
+    staying = {label: label for label in bundle.manifest.labels}
+    return _write(bundle, (*bundle.manifest.labels, *new.names), extended, staying)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -224,11 +227,12 @@ def _pick(bundle: Bundle, order: Sequence[int]) -> Bundle:
         counts=[columns.counts[i] for i in order],
         scores=columns.scores[:, order],
     )
-    return _write(bundle, tuple(labels[i] for i in order), picked)
+    kept = tuple(labels[i] for i in order)
+    return _write(bundle, kept, picked, {label: label for label in kept})
 
 
-def _write(bundle: Bundle, labels: tuple[str, ...], columns: _Columns) -> Bundle:
-    """Everything that changes with the labels, together."""
+def _write(bundle: Bundle, labels: tuple[str, ...], columns: _Columns, staying: Mapping[str, str]) -> Bundle:
+    """Everything that changes with the labels, together; ``staying`` are the labels that were there, {old: new}."""
     manifest = replace(
         bundle.manifest, labels=labels, provenance={**bundle.manifest.provenance, "class_counts": columns.counts}
     )
@@ -242,6 +246,8 @@ def _write(bundle: Bundle, labels: tuple[str, ...], columns: _Columns) -> Bundle
     }
     if CARD in manifest.files:
         files[CARD] = _card(bundle.read(CARD).decode("utf-8"), manifest).encode()
+    if REFERENCE in manifest.files:
+        files[REFERENCE] = _reference(json.loads(bundle.read(REFERENCE)), staying)
     rewrite(bundle, manifest, files)
     return load_bundle(bundle.path)
 
@@ -252,6 +258,14 @@ def _card(text: str, manifest: Manifest) -> str:
     changed = section.replace("## Labels\n", f"## Labels\n\n{CARD_CHANGED}\n", 1)
     text = CARD_COUNT.sub(rf"\g<1>{len(manifest.labels)}\g<2>", text, count=1)
     return CARD_SECTION.sub(lambda _: changed, text, count=1)
+
+
+def _reference(content: dict[str, Any], staying: Mapping[str, str]) -> bytes:
+    """reference.json of the labels that stay: a label added under a removed one's name must not inherit its scores."""
+    rows = [row for row, label in enumerate(content["labels"]) if label in staying]
+    kept = {key: [content[key][row] for row in rows] for key in ("labels", "edges", "counts", "rates")}
+    kept["labels"] = [staying[label] for label in kept["labels"]]
+    return (json.dumps({**content, **kept}) + "\n").encode()
 
 
 def _golden_scores(bundle: Bundle, banks: tuple[np.ndarray, np.ndarray], images: np.ndarray) -> np.ndarray:

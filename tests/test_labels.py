@@ -21,6 +21,7 @@ from hpdval_edge.labels import (
     reorder_labels,
     shared_threshold,
 )
+from hpdval_edge.monitor.reference import read_reference
 
 LABELS = ("red", "green", "blue", "bright square")
 
@@ -94,6 +95,18 @@ def test_renamed_reordered_and_removed_labels_keep_their_scores(path):
     np.testing.assert_array_equal(bundle.golden()[1], golden[:, order])
     predicted = [prediction.scores for prediction in Predictor(path).predict_pixels(bundle.golden()[0])]
     np.testing.assert_allclose(predicted, bundle.golden()[1], atol=2e-3)
+
+
+def test_reference_scores_follow_their_labels(path):
+    """Planted mistakes: rows left under the old names; a label added anew that inherits those of a removed one."""
+    before = read_reference(load_bundle(path))
+    bundle = rename_labels(load_bundle(path), {"red": "green", "green": "red"})
+    np.testing.assert_array_equal(read_reference(bundle).edges, before.edges)
+    np.testing.assert_array_equal(read_reference(bundle).rates, before.rates)
+    bundle = reorder_labels(remove_labels(bundle, ["blue"]), ["bright square"])
+    np.testing.assert_array_equal(read_reference(bundle).counts, before.counts[[3, 0, 1]])
+    bundle = add_labels(bundle, some(bundle, "blue"))
+    assert not read_reference(bundle).counts[3].any()
 
 
 def test_bundles_without_the_newer_keys(path):
@@ -231,9 +244,34 @@ def test_a_bundle_read_before_it_was_changed_is_looked_at(path):
     assert predictor.reload() and predictor.labels[0] == "crimson"
 
 
+class ReloadsMidway:
+    """An engine during whose run the labels on disk change and are taken over."""
+
+    def __init__(self, predictor):
+        self.predictor, self.engine = predictor, predictor.engine
+
+    def __call__(self, *arguments):
+        found = self.engine(*arguments)
+        remove_labels(self.predictor.bundle, ["green"])
+        assert self.predictor.reload()
+        return found
+
+    def with_banks(self, bundle):
+        return self.engine.with_banks(bundle)
+
+
+def test_a_reload_in_the_middle_of_a_prediction(path):
+    """Planted mistake: thresholds or names read again after the scores."""
+    predictor = Predictor(path, threshold=-1)
+    images = predictor.prepare(predictor.bundle.golden()[0][:1])
+    predictor._loaded = replace(predictor._loaded, engine=ReloadsMidway(predictor))
+    prediction = predictor.predict_images(images)[0]
+    assert prediction.label_set.names == LABELS and {*prediction.labels} == {*LABELS}
+    assert predictor.predict_images(images)[0].label_set.names == ("red", "blue", "bright square")
+
+
 def test_every_prediction_is_of_one_set_of_labels(path):
-    """Labels change while two threads predict. Planted mistakes: the banks of an engine replaced in place; thresholds
-    or names read again after the scores."""
+    """Labels change while two threads predict. Planted mistake: the banks of an engine replaced in place."""
     predictor, bundle = Predictor(path, threshold=-1), load_bundle(path)
     images = predictor.prepare(bundle.golden()[0][:1])
     expected = predictor.predict_images(images)[0].scores

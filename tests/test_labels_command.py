@@ -189,8 +189,7 @@ def test_files_of_labels_come_back_as_they_were(tmp_path, new):
 
 
 def test_whatever_is_altered_is_refused(tmp_path, new):
-    """Every byte in turn. Planted mistakes: the first line not signed, so that a signed file can be passed off as an
-    unsigned one or of another version; another key's signature taken."""
+    """Every seventh byte in turn. Planted mistakes: the signature not looked at; another key's taken."""
     public, path = make_keys(tmp_path / "key"), tmp_path / "new.labels"
     write_labels(path, new, tmp_path / "key")
     data = path.read_bytes()
