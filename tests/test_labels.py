@@ -236,8 +236,9 @@ def test_reload_of_another_model_loads_it(path, tiny, recwarn):
 
 
 def test_a_bundle_read_before_it_was_changed_is_looked_at(path):
-    """Planted mistake: the stamp of the disk taken for that of a Bundle that was read earlier."""
+    """Planted mistakes: the stamp of the disk taken for that of a Bundle that was read earlier; True for the same."""
     bundle = load_bundle(path)
+    assert not Predictor(bundle).reload()
     rename_labels(bundle, {"red": "crimson"})
     predictor = Predictor(bundle)
     assert predictor.labels[0] == "red"

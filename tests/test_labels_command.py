@@ -32,7 +32,7 @@ def new():
 
 def test_a_run_s_own_labels_are_embedded_as_they_were_trained(tiny_run, tiny_bundle, monkeypatch):
     """Stage 2 learnt contexts here. Planted mistakes: the fixed prompts taken in spite of them, the two contexts
-    exchanged, the residuals left in."""
+    exchanged."""
     from hpdval_edge.training.model import read_weights
     from hpdval_edge.training.run_folder import find_run, reported_weights
     from hpdval_edge.training.text_banks import new_labels, text_space
@@ -47,6 +47,23 @@ def test_a_run_s_own_labels_are_embedded_as_they_were_trained(tiny_run, tiny_bun
         trained = (tensors[view] - tensors[f"residuals.{view}"]).numpy()
         np.testing.assert_allclose(getattr(made, view), trained, atol=1e-5)
     assert not np.allclose(made.text_global, made.text_local, atol=1e-3)
+
+
+def test_what_labels_learnt_for_themselves_is_no_other_teacher(tiny_run, tiny_bundle, tmp_path):
+    """Planted mistake: banks compared with their residuals."""
+    from safetensors.torch import save_file
+
+    from hpdval_edge.training.model import read_weights
+    from hpdval_edge.training.run_folder import RunFolder, reported_weights
+    from hpdval_edge.training.text_banks import text_space
+
+    run = RunFolder(shutil.copytree(tiny_run / "runs" / "tiny", tmp_path / "tiny"))
+    tensors, metadata = read_weights(reported_weights(run))
+    for view in ("text_global", "text_local"):
+        for name in (view, f"residuals.{view}"):
+            tensors[name] = tensors[name] + 1
+    save_file(tensors, reported_weights(run), metadata=metadata)
+    assert text_space(run).fingerprint == load_bundle(tiny_bundle).manifest.provenance["text_space"]
 
 
 def test_another_teacher_or_other_prompts_are_another_text_space(tiny_run, tiny_bundle, tiny, monkeypatch, tmp_path):
