@@ -100,7 +100,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     os.chdir(options.out)
     run = trained_run(without(data, unseen), options)
-    bundle = load_bundle(export(run, precision="fp16", targets=("onnx",), out=None).path)
+    bundle = load_bundle(export(run, precision="fp32", targets=("onnx",), out=None).path)
     names = tuple(label for label, out in zip(data.labels, unseen, strict=True) if out)
     bundle = add_labels(bundle, new_labels(run, names))
     test = read(test_list, data.labels)
