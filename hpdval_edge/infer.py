@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpdval_edge.errors import BadData, HpedgeError, UsageError
-from hpdval_edge.outputs.output import Output
+from hpdval_edge.outputs.output import Output, close_all
 from hpdval_edge.pipeline import Schedule, best_batch, classify
 from hpdval_edge.predictor import Predictor
 from hpdval_edge.progress import progress, say
@@ -62,8 +62,7 @@ def infer(
                 done += 1
                 update(done)
     finally:
-        for output in outputs:
-            output.close()
+        close_all(outputs)
     return done, failed
 
 

@@ -109,7 +109,7 @@ class _Work:
 
     def stop(self) -> None:
         """Close the source and wait for the threads; each finishes the frame or the engine's run it is at."""
-        self.ended = self.stopped = True
+        self.stopped = True
         for _ in self.threads:
             self.room.release()
         # A live source may keep a thread waiting, and wakes it when it is closed; others close what threads may read.
@@ -133,7 +133,7 @@ class _Work:
         self.room.acquire()
         step: Future[list[Outcome]] = Future()
         with self.taking:
-            if self.ended:
+            if self.ended or self.stopped:
                 return None
             try:
                 frames = list(islice(self.frames, self.batch))

@@ -191,6 +191,33 @@ def test_a_live_source_is_closed_before_its_thread_is_waited_for():
     assert camera.closed == 1
 
 
+def test_leaving_while_a_frame_is_fetched_ends_everything():
+    """Frames of a film take time to fetch. Planted mistake: the frame that came behind the end undid the end."""
+    fetching, ended = threading.Event(), threading.Event()
+
+    class Film(Source):
+        def __iter__(self):
+            for frame in super().__iter__():
+                if self.taken == 3:
+                    fetching.set()
+                    assert ended.wait(60)
+                yield frame
+
+    film = Film()
+    results = run(film, 1)
+    next(results)
+    assert fetching.wait(60)
+    work = results.gi_frame.f_locals["work"]
+    leaving = threading.Thread(target=results.close, daemon=True)
+    leaving.start()
+    while not work.stopped:
+        pass
+    ended.set()
+    leaving.join(20)
+    film.close()
+    assert not leaving.is_alive()
+
+
 def test_an_output_that_fails_ends_everything():
     """Planted mistake: outputs closed only after a good end."""
 
@@ -207,6 +234,29 @@ def test_an_output_that_fails_ends_everything():
     with pytest.raises(OSError, match="disk full"):
         infer(Numbers(), source, [output], plan=PLAN)
     assert output.closed and source.closed == 1
+
+
+def test_an_output_that_cannot_be_closed_keeps_no_other_open():
+    """Planted mistake: closed one after another, up to the first that raises."""
+    closed = []
+
+    class Closes:
+        pictures = False
+
+        def __init__(self, name):
+            self.name = name
+
+        def write(self, result):
+            pass
+
+        def close(self):
+            closed.append(self.name)
+            if self.name == "full":
+                raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        infer(Numbers(), Source(3), [Closes("full"), Closes("other")], plan=PLAN)
+    assert closed == ["full", "other"]
 
 
 def test_a_live_source_gives_frames_one_by_one():

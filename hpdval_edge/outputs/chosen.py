@@ -11,7 +11,7 @@ from hpdval_edge.errors import MissingDependency, UsageError
 from hpdval_edge.monitor.record import Monitor
 from hpdval_edge.outputs.heat_maps import HeatMaps, check_labels
 from hpdval_edge.outputs.messages import open_output
-from hpdval_edge.outputs.output import ModelInfo, Output
+from hpdval_edge.outputs.output import ModelInfo, Output, close_all
 from hpdval_edge.outputs.overlays import Overlays
 from hpdval_edge.outputs.text import FORMATS, text_output
 
@@ -77,8 +77,7 @@ def open_outputs(options: OutputOptions, bundle: Bundle, model: ModelInfo, stdou
         # First of all, so that what fails is what people look at.
         outputs.insert(0, _records(options, model, stdout))
     except BaseException:
-        for output in outputs:
-            output.close()
+        close_all(outputs)
         raise
     return outputs
 

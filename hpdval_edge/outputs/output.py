@@ -1,5 +1,7 @@
 """``Result`` and ``Output``: what a pipeline gives, and what takes it."""
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -57,3 +59,10 @@ class Output(Protocol):
     def write(self, result: Result) -> None: ...
 
     def close(self) -> None: ...
+
+
+def close_all(outputs: Sequence[Output]) -> None:
+    """Close all in order, also where one of them cannot be; what the last such one raised is raised behind them."""
+    with contextlib.ExitStack() as stack:
+        for output in reversed(outputs):
+            stack.callback(output.close)
