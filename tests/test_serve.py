@@ -213,6 +213,22 @@ def test_metrics_do_not_grow_with_the_paths_that_strangers_try(client):
     assert "wp-login" not in metrics
 
 
+def test_metrics_do_not_grow_with_the_methods_that_strangers_make_up(predictor):
+    """One of uvicorn's HTTP parsers lets any word through. Planted mistake: the method as it is, as a label."""
+    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+    from starlette.testclient import TestClient
+
+    from hpdval_edge.serve.app import create_app
+    from hpdval_edge.serve.settings import Settings
+
+    client = TestClient(create_app(predictor, Settings()), base_url="http://127.0.0.1")
+    for number in range(3):
+        assert client.request(f"WORD{number}", "/metrics").status_code == 405
+    metrics = client.get("/metrics").text
+    assert 'hpedge_requests_total{method="other",path="/metrics",status="405"} 3.0' in metrics
+    assert "WORD" not in metrics
+
+
 def test_an_engine_that_fails_is_told_and_the_next_request_is_served(served, predictor):
     """Planted mistake: the queue's worker ends with the first error."""
     through = predictor.predict_images

@@ -214,16 +214,21 @@ def test_a_token_is_needed_for_all_but_the_page(served, predictor):
         ("photos.example:8443", 200),
         ("evil.example", 400),
         ("127.0.0.1.evil.example", 400),
+        ("[::1", 400),
         ("", 400),
     ],
 )
 def test_names_that_somebody_else_can_point_here_are_refused(served, predictor, host, status):
-    """Planted mistake: every host is let in, so that a page of evil.example can read answers (DNS rebinding)."""
+    """Planted mistakes: every host is let in, so that a page of evil.example can read answers (DNS rebinding); one that
+    is no address at all makes the server fail.
+    """
     with served(predictor, hosts=("photos.example",)) as client:
         assert client.get("/v1/labels", headers={"Host": host}).status_code == status
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost", "http://["]
+)
 def test_pages_of_other_origins_can_neither_send_nor_read(served, tiny_bundle, tmp_path, origin):
     """Planted mistake: no look at Origin; a form of another page could then edit labels."""
     own = Predictor(shutil.copytree(tiny_bundle, tmp_path / "own.hpedge"), threads=1)

@@ -19,7 +19,8 @@ NEWEST = 0.2
 LONGEST_RETRY = 60
 
 
-@dataclass(frozen=True, slots=True)
+# Told apart by identity: arrays cannot be compared.
+@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting(Generic[Item, Answer]):
     item: Item
     answer: "asyncio.Future[Answer]"
@@ -101,7 +102,12 @@ class BatchQueue(Generic[Item, Answer]):
         waiting = _Waiting(item, loop.create_future(), loop.time())
         self._waiting.append(waiting)
         self._arrived.set()
-        return await waiting.answer
+        try:
+            return await waiting.answer
+        finally:
+            # One whose time ran out gave its place back, and must not stay here while a call of the engine lasts.
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run ``function`` in the worker thread, between batches."""

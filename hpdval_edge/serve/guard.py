@@ -5,7 +5,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,8 @@ from hpdval_edge.serve.refusal import Refusal
 from hpdval_edge.serve.settings import Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Counted under their own name; a stranger may make up others without end.
+METHODS = (*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
 # Everything the page uses comes from this server; pictures of its own making are blobs.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -78,12 +80,13 @@ class Guard:
             await send(message)
 
         path = scope["path"] if scope["path"] in self.known else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         try:
             refusal = self.refuses(scope)
             app = refusal.response() if refusal else self.app
             await app(scope, receive, send_with_headers)
         finally:
-            self.metrics.requests.labels(scope["method"], path, status).inc()
+            self.metrics.requests.labels(method, path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
     def refuses(self, scope: Scope) -> Refusal | None:
@@ -93,7 +96,7 @@ class Guard:
         if not self.knows(host):
             return Refusal(400, f"host {host!r} is not this server; it can be let in with --allow-host.")
         origin = headers.get("origin")
-        if scope["method"] not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] not in SAFE_METHODS and origin is not None and _parts(origin).netloc != host:
             return Refusal(403, f"a page of {origin} may not send this; open the server's own page.")
         if self.expected and not self.is_open(scope["path"]):
             given = headers.get("authorization", "").encode()
@@ -111,9 +114,17 @@ class Guard:
         A name of somebody else's that resolves to this machine (DNS rebinding) would let pages of that name in as if
         they were ours; an address, and a name that only its owner can give away, cannot be used so.
         """
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _parts(f"//{host}").hostname or ""
         try:
             ipaddress.ip_address(name)
         except ValueError:
             return name in self.hosts
         return True
+
+
+def _parts(url: str) -> SplitResult:
+    """Of a URL; none where it cannot be taken apart, as one with half an IPv6 address."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
