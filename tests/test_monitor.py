@@ -242,7 +242,9 @@ def test_references_follow_their_labels(make_bundle, reference):
 
 
 def test_the_list_can_be_trained_on(bundle, tmp_path, monkeypatch):
-    """Copies and paths. Planted mistakes: copies of pictures that left stay; paths from another folder."""
+    """Copies and paths. Planted mistakes: copies of pictures that left stay; paths from another folder; a name that is
+    no UTF-8 ends it.
+    """
     monkeypatch.setattr("hpdval_edge.monitor.record.ReviewQueue", lambda *a, **k: ReviewQueue(*a, **k, size=5))
     (tmp_path / "w" / "review").mkdir(parents=True)
     (tmp_path / "w" / "review" / "000900.jpg").write_bytes(b"of a run that was killed")
@@ -256,6 +258,7 @@ def test_the_list_can_be_trained_on(bundle, tmp_path, monkeypatch):
         assert picture.size == (4, 4)
     monkeypatch.chdir(tmp_path)
     watch(tmp_path / "v", bundle, pictures(4, 1), name="photos/{}.jpg")
+    watch(tmp_path / "v", bundle, pictures(1, 2), name="photos/\udce4{}.jpg")
     assert sorted(Path(path).name for path in read_csv("v/review.csv", labels=LABELS).paths) == [
         f"{n}.jpg" for n in range(4)
     ]

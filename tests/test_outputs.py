@@ -90,6 +90,14 @@ def test_lines_and_tables_hold_the_same_records(schema, make_result, two_labels,
         assert (cell["bundle"], cell["precision"]) == (line["bundle"], "fp16")
 
 
+def test_names_that_are_no_utf_8_end_nothing(make_result, two_labels, tmp_path):
+    """As a Linux file may be called. Planted mistake: what only JSON can hold given to Arrow."""
+    output = parquet.Parquet(tmp_path / "r.parquet", two_labels)
+    output.write(make_result("\udce4ä.jpg"))
+    output.close()
+    assert pq.read_table(tmp_path / "r.parquet")["path"].to_pylist() == ["\\udce4ä.jpg"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_full_disk_leaves_whole_lines(make_result, two_labels, tmp_path, monkeypatch, kind):
     """Planted mistake: what was written of the last line stays."""

@@ -54,15 +54,15 @@ def write(make_result, two_labels, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_is_left_out(write, two_labels, kind):
     """Planted mistakes: frames of a film told apart by their source alone; the CSV's header written again."""
-    names = ("a.jpg", 'b "1",\n.jpg', "film.mp4#0", "film.mp4#1", "\udce4.jpg" if kind == "jsonl" else "ä.jpg")
+    names = ("a.jpg", 'b "1",\n.jpg', "film.mp4#0", "film.mp4#1", "\udce4.jpg")
     path = write(kind, *names[:3])
     source = Remaining(Names(*names), Written(path, two_labels, None))
     left = [frame.name for frame in source]
     assert (left, source.left_out) == ([names[3], names[4]], 3)
     write(kind, *left, resume=True)
     assert list(Remaining(Names(*names), Written(path, two_labels, None))) == []
-    whole = path.read_text(encoding="utf-8")
-    assert whole == write(kind, *names).read_text(encoding="utf-8")
+    whole = path.read_bytes()
+    assert whole == write(kind, *names).read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,11 +110,13 @@ def test_another_choice_is_refused_by_name(write, two_labels, kind, change, top,
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "content"), [("jsonl", "{}\n"), ("jsonl", "photo\n"), ("csv", None)])
+@pytest.mark.parametrize(
+    ("kind", "content"), [("jsonl", "{}\n"), ("jsonl", "photo\n"), ("csv", "a,b\n"), ("csv", "a.jpg,,x,0,,,,,0,0\n")]
+)
 def test_other_files_are_refused(write, two_labels, tmp_path, kind, content):
-    """Planted mistake: a KeyError of the first line."""
+    """Planted mistakes: a KeyError of the first line; a ValueError of a score."""
     path = tmp_path / f"r.{kind}"
-    path.write_text(content or write("csv").read_text() + "a,b\n")
+    path.write_text((write("csv").read_text() if kind == "csv" else "") + content)
     with pytest.raises(BadData, match=r"line [12]: no result of hpedge infer"):
         Written(path, two_labels, None)
 

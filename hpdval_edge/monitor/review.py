@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from hpdval_edge.sources.frame import Frame
 SIZE = 100
 # A margin that weighs a picture down by e, in log-odds: p from 0.5 to 0.62.
 SCALE = 0.5
+# What stands for a byte of a file's name that is no UTF-8.
+SURROGATE = re.compile("[\ud800-\udfff]")
 LIST, TABLE, COPIES = "review.jsonl", "review.csv", "review"
 
 
@@ -99,7 +102,8 @@ class ReviewQueue:
         rows.writerow(["path", "labels"])
         for doubt in doubts:
             path = doubt.copy or (str(Path(doubt.path).absolute()) if doubt.frame is None else None)
-            if path:
+            # A table in UTF-8 cannot name a file whose name is none.
+            if path and not SURROGATE.search(path):
                 rows.writerow([path, ";".join(doubt.labels)])
         write_text(self.folder / TABLE, table.getvalue())
 

@@ -34,7 +34,8 @@ class WholeLines:
             return
         with disk_errors(self.name):
             # Past Python's buffers, which would keep what failed and write it later.
-            append_whole(self.descriptor, text.encode("utf-8"))
+            # File names that are no UTF-8 are written as they are.
+            append_whole(self.descriptor, text.encode("utf-8", "surrogateescape"))
 
     def close(self) -> None:
         """Close a file; stdout and what has no descriptor are others' to close."""

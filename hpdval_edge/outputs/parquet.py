@@ -78,7 +78,9 @@ class Parquet:
 
     def write(self, result: Result) -> None:
         """Keep the row; write a row group where enough of them wait."""
-        self.rows.append(record(result, self.model))
+        row = record(result, self.model)
+        # Arrow takes UTF-8 alone: other bytes of a file's name are written as JSON lines have them.
+        self.rows.append({**row, "path": row["path"].encode("utf-8", "backslashreplace").decode()})
         if len(self.rows) >= self.rows_a_group:
             self._write_group()
 

@@ -53,7 +53,7 @@ class Written:
         return place < len(self.keys) and int(self.keys[place]) == key
 
     def _json_rows(self) -> Iterator[dict[str, Any]]:
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open(encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
@@ -64,17 +64,21 @@ class Written:
     def _csv_rows(self) -> Iterator[dict[str, Any]]:
         expected, labels = columns(self.model), self.model.labels
         ambiguous = any(";" in label for label in labels)
-        with self.path.open(encoding="utf-8", newline="") as file:
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             if (found := next(rows, expected)) != expected:
                 raise self._changed("labels", _difference(found, expected))
             for row in rows:
                 if len(row) != len(expected):
                     raise self._no_record(rows.line_num)
-                scores = dict(zip(labels, map(float, row[2 : 2 + len(labels)]), strict=True))
                 frame, _, bundle, _ = row[2 + len(labels) : 6 + len(labels)]
+                try:
+                    scores = dict(zip(labels, map(float, row[2 : 2 + len(labels)]), strict=True))
+                    index = int(frame) if frame else None
+                except ValueError as error:
+                    raise self._no_record(rows.line_num) from error
                 chosen = [] if not row[1] else None if ambiguous else row[1].split(";")
-                yield {"path": row[0], "frame": int(frame) if frame else None, "labels": chosen, "scores": scores,
+                yield {"path": row[0], "frame": index, "labels": chosen, "scores": scores,
                        "bundle": bundle}  # fmt: skip
 
     def _check_bundle(self, row: dict[str, Any], number: int) -> None:
