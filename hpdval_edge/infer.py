@@ -1,7 +1,9 @@
 """``hpedge infer``: frames of a source through a Predictor to outputs."""
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from hpdval_edge.progress import progress, say
 from hpdval_edge.sources.frame import Frame, FrameSource
 
 LAST_EXPORT = Path("runs") / "last-export"
+# Seconds until a watched bundle that could not be used is read again: to read it means to hash all of it.
+RETRY = 1.0
 
 
 def last_export() -> Path:
@@ -77,14 +81,14 @@ class _Reloading:
         self.close = source.close
 
     def __iter__(self) -> Iterator[Frame]:
-        told = ""
+        told, refused = "", -math.inf
         for frame in self.source:
             try:
-                if self.predictor.reload():
+                if time.monotonic() - refused >= RETRY and self.predictor.reload():
                     say(f"{self.predictor.bundle.path}: loaded again, {len(self.predictor.labels)} labels")
             except HpedgeError as error:
                 # A camera goes on with the labels it has, whatever somebody wrote.
                 if str(error) != told:
                     say(f"hpedge: {str(error).rstrip('.')}; the labels stay as they are")
-                told = str(error)
+                told, refused = str(error), time.monotonic()
             yield frame

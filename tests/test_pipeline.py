@@ -266,6 +266,23 @@ def test_a_live_source_gives_frames_one_by_one():
     assert predictor.batches == [1] * 5
 
 
+@pytest.mark.parametrize(("seconds", "looks"), [(600, 1), (0, 5)])
+def test_a_bundle_that_cannot_be_used_is_not_read_again_for_every_frame(monkeypatch, seconds, looks):
+    """To read it means to hash all of it. Planted mistakes: read anew before each frame; never read again."""
+
+    class Broken(Numbers):
+        looks = 0
+
+        def reload(self):
+            self.looks += 1
+            raise BadData("model.hpedge: not whole.")
+
+    monkeypatch.setattr("hpdval_edge.infer.RETRY", seconds)
+    predictor = Broken()
+    assert infer(predictor, Source(5, live=True), [], plan=schedule(0, live=True), watch=True) == (5, 0)
+    assert predictor.looks == looks
+
+
 @pytest.mark.parametrize(("cpus", "workers", "each"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (9, 4, 2), (16, 4, 4)])
 def test_all_cpus_are_used(monkeypatch, cpus, workers, each):
     """Planted mistake: a worker a CPU, whatever their number."""
