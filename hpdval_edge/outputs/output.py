@@ -47,7 +47,13 @@ class ModelInfo:
         return replace(self, labels=found.names, thresholds=found.thresholds, bundle=found.bundle)
 
 
-class Output(Protocol):
+class Closes(Protocol):
+    """What is to be closed."""
+
+    def close(self) -> None: ...
+
+
+class Output(Closes, Protocol):
     """Takes results in order, from one thread.
 
     pictures: whether it needs ``Result.picture``. ``write`` may keep results back, ``close`` leaves nothing unwritten
@@ -61,7 +67,7 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def close_all(outputs: Sequence[Output]) -> None:
+def close_all(outputs: Sequence[Closes]) -> None:
     """Close all in order, also where one of them cannot be; what the last such one raised is raised behind them."""
     with contextlib.ExitStack() as stack:
         for output in reversed(outputs):

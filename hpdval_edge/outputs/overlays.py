@@ -7,7 +7,7 @@ from PIL import Image
 
 from hpdval_edge.outputs.film import Film
 from hpdval_edge.outputs.names import FileNames
-from hpdval_edge.outputs.output import ModelInfo, Result
+from hpdval_edge.outputs.output import ModelInfo, Result, close_all
 from hpdval_edge.overlay import draw_frame, draw_overlay, save_overlay
 from hpdval_edge.sources.frame import Pixels
 
@@ -55,5 +55,5 @@ class Overlays:
 
     def close(self) -> None:
         """Finish the films; each picture was whole when it was written."""
-        while self.films:
-            self.films.popitem()[1].close()
+        films, self.films = self.films, {}
+        close_all([*films.values()])
