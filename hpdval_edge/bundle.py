@@ -268,8 +268,11 @@ def _read_manifest(path: Path) -> Manifest:
     if odd:
         odd = ", ".join(sorted(odd))
         raise BadData(f"bundle {path}: {MANIFEST} does not fit schema {SCHEMA} (keys: {odd}).")
-    for key in ("labels", "mean", "std", "grid"):
-        values[key] = tuple(values[key])
+    try:
+        for key in ("labels", "mean", "std", "grid"):
+            values[key] = tuple(values[key])
+    except TypeError:
+        raise BadData(f"bundle {path}: {MANIFEST} has {key} = {values[key]!r}, which is no list.") from None
     return Manifest(**values)
 
 

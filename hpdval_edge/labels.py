@@ -31,6 +31,7 @@ from hpdval_edge.bundle import (
 )
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import model_input
+from hpdval_edge.monitor.reference import read_reference
 from hpdval_edge.runtimes import load_engine
 
 NO_NAME = "no label is named; name one at least."
@@ -247,6 +248,8 @@ def _write(bundle: Bundle, labels: tuple[str, ...], columns: _Columns, staying: 
     if CARD in manifest.files:
         files[CARD] = _card(bundle.read(CARD).decode("utf-8"), manifest).encode()
     if REFERENCE in manifest.files:
+        # For its errors alone.
+        read_reference(bundle)
         files[REFERENCE] = _reference(json.loads(bundle.read(REFERENCE)), staying)
     rewrite(bundle, manifest, files)
     return load_bundle(bundle.path)

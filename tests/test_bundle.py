@@ -29,6 +29,14 @@ def edit_manifest(bundle, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.parametrize("change", [{"labels": 5}, {"grid": None}])
+def test_a_manifest_whose_lists_are_none_is_named(copy, change):
+    """Planted mistake: a TypeError, after which a server would look at its bundle no more."""
+    edit_manifest(copy, **change)
+    with pytest.raises(BadData, match=r"manifest\.json has (labels = 5|grid = None), which is no list"):
+        load_bundle(copy)
+
+
 def test_engines_agree(tiny_bundle, tiny):
     """Every engine gives the scores that PyTorch gave, for any number of pictures."""
     images, expected = load_bundle(tiny_bundle).golden()

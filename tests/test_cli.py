@@ -193,8 +193,9 @@ def test_progress_is_silent_for_short_work(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_ctrl_c_is_said(hpedge, monkeypatch):
+def test_ctrl_c_is_said(hpedge, monkeypatch, tmp_path):
     """Planted mistake: typer's silent exit code 130."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr("hpdval_edge.infer.last_export", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    code, _, err = hpedge("infer", "images")
+    code, _, err = hpedge("infer", tmp_path)
     assert (code, err) == (130, "hpedge: interrupted; finished files are kept.\n")

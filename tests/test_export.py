@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from hpdval_edge.atomic import write_text
 from hpdval_edge.bundle import load_bundle
@@ -261,8 +262,9 @@ def test_without_the_validation_pictures_the_bundle_says_so(copied, tmp_path, ca
     with pytest.warns(PrecisionWarning, match="computes in fp16, its thresholds and probabilities were fitted at fp32"):
         Predictor(bundle)
     code = "import sys; sys.argv = ['hpedge', 'infer', *sys.argv[1:]]; from hpdval_edge.cli import main; main()"
+    Image.new("RGB", (8, 8)).save("a.png")
     done = subprocess.run(
-        [sys.executable, "-c", code, "absent", "--model", "runs/tiny/model.hpedge"], capture_output=True, text=True
+        [sys.executable, "-c", code, "a.png", "--model", "runs/tiny/model.hpedge"], capture_output=True, text=True
     )
     lines = [line for line in done.stderr.splitlines() if "fitted at fp32" in line]
     assert len(lines) == 1

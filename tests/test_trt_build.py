@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 DOUBLES = Path(__file__).with_name("doubles")
 HPEDGE = [sys.executable, "-c", "import sys; sys.argv[0] = 'hpedge'; from hpdval_edge.cli import main; main()"]
@@ -243,6 +244,7 @@ def test_without_graphs_it_says_so_once_and_runs(board):
 
 def test_a_full_gpu_is_one_sentence(board):
     board("build", "tiny.hpedge")
+    Image.new("RGB", (8, 8)).save(board.folder / "x.png")
     done = board("infer", "x.png", "--model", "tiny.hpedge", DOUBLE_MEMORY="1000")
     assert done.returncode == 4
     assert "the GPU has no memory left (cudaMalloc); close other programs or build with a smaller" in done.stderr

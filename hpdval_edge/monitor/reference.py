@@ -55,7 +55,7 @@ def reference_json(scores: np.ndarray, thresholds: np.ndarray, labels: tuple[str
 def read_reference(bundle: Bundle) -> Reference | None:
     """A bundle's reference in its order of labels; None where it has none for its precision.
 
-    Labels added or renamed since have no counts, and edges at probabilities 0.1 to 0.9.
+    Labels added since have no counts, and edges at probabilities 0.1 to 0.9.
 
     Raises:
         BadData: the file is not what ``reference_json`` writes.
