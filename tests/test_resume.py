@@ -39,7 +39,8 @@ class Names:
 def write(make_result, two_labels, tmp_path):
     """Write results of pictures into a file, or add them to it; returns its path."""
 
-    def to(kind, *names, resume=False):
+    def to(kind, *names, resume=False, thresholds=(0.2, 0.2)):
+        two_labels.thresholds[:] = thresholds
         path = tmp_path / f"r.{kind}"
         (output,) = open_outputs(OutputOptions(output=path, resume=resume), None, two_labels, sys.stdout)
         for name in names:
@@ -108,6 +109,15 @@ def test_another_choice_is_refused_by_name(write, two_labels, kind, change, top,
     with pytest.raises(UsageError, match=message) as caught:
         Written(path, replace(two_labels, **change), top)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_labels_as_top_but_not_the_best(write, two_labels, kind):
+    """One label was chosen by its threshold, another scores higher. Planted mistake: labels counted, not compared."""
+    path = write(kind, "a.jpg", thresholds=(0.4, 0.05))
+    with pytest.raises(UsageError, match="another choice of --threshold or --top"):
+        Written(path, two_labels, 1)
+    Written(write(kind, "a.jpg", thresholds=(0.2, 0.2)), two_labels, 1)
 
 
 @pytest.mark.parametrize(

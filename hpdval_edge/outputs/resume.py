@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +94,9 @@ class Written:
             return
         chosen = {*row["labels"]}
         if self.top is not None:
-            same = len(chosen) == self.top
+            others = [score for label, score in row["scores"].items() if label not in chosen]
+            worst = min((row["scores"][label] for label in chosen), default=-math.inf)
+            same = len(chosen) == self.top and worst >= max(others, default=-math.inf) - ROUNDING
         else:
             pairs = zip(row["scores"].items(), self.model.thresholds.tolist(), strict=True)
             same = all(
