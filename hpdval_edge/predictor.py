@@ -1,5 +1,6 @@
 """``Predictor``: pictures in, labels and scores out, wherever the bundle runs."""
 
+import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -262,6 +263,9 @@ def _thresholds(threshold: str | float, fitted: np.ndarray) -> np.ndarray:
     if threshold == "fitted":
         return fitted
     try:
-        return np.full_like(fitted, float(threshold))
+        number = float(threshold)
     except ValueError:
-        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a number.") from None
+        number = math.nan
+    if math.isnan(number):
+        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a number.")
+    return np.full_like(fitted, number)
