@@ -282,9 +282,8 @@ def _check_known(bundle: Bundle, names: Sequence[str] | Mapping[str, str]) -> No
     labels = bundle.manifest.labels
     for name in names:
         if name not in labels:
-            close = get_close_matches(name, labels, n=3, cutoff=0.5) or labels[:3]
-            raise UsageError(
-                f"{name!r} is none of the {len(labels)} labels of {bundle.path}; close: {', '.join(close)}."
-            )
+            close = get_close_matches(name, labels, n=3, cutoff=0.5)
+            hint = f"close: {', '.join(close)}" if close else f"the first are {', '.join(labels[:3])}"
+            raise UsageError(f"{name!r} is none of the {len(labels)} labels of {bundle.path}; {hint}.")
     if not names:
         raise UsageError(NO_NAME)
