@@ -14,7 +14,7 @@ import pytest
 
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
-from hpdval_edge.outputs.resume import BLOCK, Remaining, Written, cut_half_line
+from hpdval_edge.outputs.resume import BLOCK, Remaining, Written, cut_half_line, remaining
 from hpdval_edge.sources.frame import Frame
 
 KINDS = ("jsonl", "csv")
@@ -132,9 +132,12 @@ def test_other_files_are_refused(write, two_labels, tmp_path, kind, content):
 
 
 def test_a_live_source_is_refused(two_labels, tmp_path):
-    """Planted mistake: frames of a camera numbered from 0 again and so left out."""
+    """Planted mistakes: frames of a camera numbered from 0 again and so left out; the file cut before the refusal."""
+    path = tmp_path / "r.jsonl"
+    path.write_text("half a li")
     with pytest.raises(UsageError, match="--resume is for pictures and films"):
-        Remaining(Names(live=True), Written(tmp_path / "new.jsonl", two_labels, None))
+        remaining(Names(live=True), path, two_labels, None)
+    assert path.read_text() == "half a li"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--output", "r.parquet")])

@@ -122,9 +122,9 @@ def infer(
     info = ModelInfo.of(predictor.bundle, predictor.thresholds)
     frames = source
     if resume:
-        from hpdval_edge.outputs.resume import Remaining, Written
+        from hpdval_edge.outputs.resume import remaining
 
-        frames = Remaining(source, Written(output, info, top))
+        frames = remaining(source, output, info, top)
     outputs = open_outputs(options, predictor.bundle, info, sys.stdout)
     try:
         done, failed = module.infer(predictor, frames, outputs, plan=plan, batch=batch, watch=watch)

@@ -120,8 +120,6 @@ class Remaining:
     """A source without the frames that are written. left_out: how many these were."""
 
     def __init__(self, source: FrameSource, written: Written) -> None:
-        if source.live:
-            raise UsageError("--resume is for pictures and films; a camera or stream starts anew each time.")
         self.source, self.written = source, written
         self.live, self.left_out = False, 0
         self.close = source.close
@@ -132,6 +130,17 @@ class Remaining:
                 self.left_out += 1
             else:
                 yield frame
+
+
+def remaining(source: FrameSource, path: Path, model: ModelInfo, top: int | None) -> Remaining:
+    """``source`` without the frames whose results ``path`` holds.
+
+    Raises:
+        UsageError: a live source, before the file is touched. More: see `Written`.
+    """
+    if source.live:
+        raise UsageError("--resume is for pictures and films; a camera or stream starts anew each time.")
+    return Remaining(source, Written(path, model, top))
 
 
 def cut_half_line(path: Path) -> None:
