@@ -66,7 +66,7 @@ def expected_scores(predictor: Predictor, jpegs: list[bytes]) -> np.ndarray:
     decoder = av.CodecContext.create("mjpeg", "r")
     size = predictor.bundle.manifest.image_size
     frames = [decoder.decode(av.Packet(jpeg))[0] for jpeg in jpegs]
-    scores = np.stack([predictor(Decoded(frame, (1, 0, 0, 1))(size)).scores for frame in frames])
+    scores = np.stack([predictor(Decoded(frame)(size)).scores for frame in frames])
     apart = np.abs(scores[:, None] - scores[None]).max(-1) + np.eye(len(scores))
     if apart.min() < 10 * SAME:
         raise SystemExit(

@@ -1,5 +1,6 @@
 """Films: real encoded files whose frames carry their number as a pattern of squares (stream_server.py)."""
 
+import gc
 import runpy
 from fractions import Fraction
 from pathlib import Path
@@ -137,6 +138,7 @@ MATRICES = {
     "half": ((-1, 0, 0, -1), lambda shown: np.rot90(shown, 2)),
     "three quarters": ((0, -1, 1, 0), lambda shown: np.rot90(shown)),
     "mirrored": ((-1, 0, 0, 1), lambda shown: shown[:, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda shown: shown[::-1]),
     "mirrored, a quarter": ((0, 1, 1, 0), lambda shown: shown.transpose(1, 0, 2)),
 }
 
@@ -155,6 +157,21 @@ def test_rotation_is_applied(mp4, tmp_path, name):
     stored = frames_of(mp4)[1][9].read(100)
     np.testing.assert_array_equal(turned, turn(stored))
     assert turned.flags.c_contiguous
+
+
+def test_frames_that_were_read_do_not_wait_for_the_garbage_collector(mp4):
+    """Mistake: frame.side_data, which holds its frame; each film and reconnect then kept its pixels for an hour."""
+    gc.collect()
+    try:
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        for frame in frames_of(mp4)[1]:
+            frame.read(32)
+        gc.collect()
+        left = [kept for kept in gc.garbage if type(kept).__module__.startswith("av.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not left
 
 
 def test_angles_that_are_no_quarter_leave_the_picture_as_it_is():

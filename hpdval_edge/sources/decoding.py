@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import VideoFrame
 
 from hpdval_edge.sources.frame import Pixels
@@ -11,35 +11,18 @@ from hpdval_edge.sources.frame import Pixels
 Matrix = tuple[int, int, int, int]
 
 
-class Orientation:
-    """How the frames of one source, given in turn, are to be turned."""
-
-    def __init__(self) -> None:
-        self._angle: int | None = None
-        self._matrix: Matrix = (1, 0, 0, 1)
-
-    def of(self, frame: VideoFrame) -> Matrix:
-        """The display matrix of a frame. It is read anew only where the angle changes: PyAV's side data and its frame
-        hold each other, and would stay in memory, pixels and all, until Python next looks for such circles.
-        """
-        if frame.rotation != self._angle:
-            self._angle, self._matrix = frame.rotation, display_matrix(frame)
-        return self._matrix
-
-
 class Decoded:
     """``Frame.read`` of a decoded frame: colours are converted, and large frames made smaller, when it is called."""
 
-    def __init__(self, frame: VideoFrame, matrix: Matrix) -> None:
+    def __init__(self, frame: VideoFrame) -> None:
         self._frame: VideoFrame | None = frame
-        self._matrix = matrix
 
     def __call__(self, size: int) -> Pixels:
         """uint8 [H, W, 3], upright, the smaller side at least ``2 * size`` where the frame has as much."""
         frame, self._frame = self._frame, None
         width, height = shrunk(frame.width, frame.height, 2 * size)
         rgb = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
-        return upright(rgb, self._matrix)
+        return upright(rgb, display_matrix(frame))
 
 
 def shrunk(width: int, height: int, least: int) -> tuple[int, int]:
@@ -53,9 +36,12 @@ def shrunk(width: int, height: int, least: int) -> tuple[int, int]:
 
 def display_matrix(frame: VideoFrame) -> Matrix:
     """The signs (a, b, c, d) of the film's rotation: a pixel (x, y) is shown at (a x + c y, b x + d y)."""
-    if not frame.side_data or Type.DISPLAYMATRIX not in frame.side_data:
+    # Not frame.side_data: the frame and that hold each other, and would stay in memory, pixels and all, until Python
+    # next looks for such circles.
+    side_data = SideDataContainer(frame)
+    if Type.DISPLAYMATRIX not in side_data:
         return 1, 0, 0, 1
-    a, b, _, c, d, *_ = np.sign(np.frombuffer(frame.side_data[Type.DISPLAYMATRIX], np.int32)).tolist()
+    a, b, _, c, d, *_ = np.sign(np.frombuffer(side_data[Type.DISPLAYMATRIX], np.int32)).tolist()
     return a, b, c, d
 
 

@@ -8,7 +8,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from hpdval_edge.sources.addresses import masked, scheme
-from hpdval_edge.sources.decoding import Decoded, Orientation, seconds
+from hpdval_edge.sources.decoding import Decoded, seconds
 from hpdval_edge.sources.explain import reason
 from hpdval_edge.sources.frame import Frame, unreadable
 from hpdval_edge.sources.options import SourceOptions, Thinning
@@ -53,7 +53,7 @@ class Film:
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         stream.thread_type = "AUTO"
-        orientation, thinning = Orientation(), Thinning(self.options)
+        thinning = Thinning(self.options)
         start = stream.start_time or 0
         step = 1 / float(stream.average_rate or 25)
         when = -step
@@ -69,7 +69,7 @@ class Film:
                 return
             self.read += 1
             if thinning.takes(index, when):
-                yield Frame(self.name, Decoded(decoded, orientation.of(decoded)), index, when)
+                yield Frame(self.name, Decoded(decoded), index, when)
         if failure or not self.read:
             yield unreadable(self.name, f"ended early ({reason(failure)})" if failure else "holds no frame")
 

@@ -11,7 +11,7 @@ from av.container import InputContainer
 
 from hpdval_edge.errors import BadData, MissingDependency
 from hpdval_edge.sources.addresses import masked
-from hpdval_edge.sources.decoding import Decoded, Orientation
+from hpdval_edge.sources.decoding import Decoded
 from hpdval_edge.sources.explain import connection_error, reason
 from hpdval_edge.sources.live import LiveSource, Lost, Shot
 from hpdval_edge.sources.options import SourceOptions
@@ -80,7 +80,6 @@ def _shots(container: InputContainer, name: str) -> Iterator[Shot]:
     stream = container.streams.video[0]
     # Threads over frames would keep back as many frames as there are threads.
     stream.thread_type = "SLICE"
-    orientation = Orientation()
     for packet in container.demux():
         if packet.stream_index != stream.index:
             yield None
@@ -89,7 +88,7 @@ def _shots(container: InputContainer, name: str) -> Iterator[Shot]:
             frames = packet.decode()
         except av.FFmpegError:
             frames = []
-        yield from (Decoded(frame, orientation.of(frame)) for frame in frames)
+        yield from (Decoded(frame) for frame in frames)
         if not frames:
             yield None
 
