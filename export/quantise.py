@@ -63,7 +63,7 @@ def load_graph(path: str) -> ModelProto:
 
 def set_constant(model: ModelProto, name: str, value: np.ndarray) -> str:
     """Add a constant to the graph and return its name."""
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
     return name
 
 
