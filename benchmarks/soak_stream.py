@@ -6,7 +6,8 @@ wrong picture, while the stream is killed and frozen again and again.
 Serves numbered pictures over HTTP (tests/stream_server.py), runs the real command as a process with JSON lines, and
 knows each result's picture by its scores, which it computed beforehand for the 64 pictures that are sent in a circle;
 which of the pictures sent it was follows from the time of its receipt. Needs the extra [video]. Ends with exit code 1
-where a check fails; the JSON is written anew every minute.
+where a check fails, one of which is that memory grows by less than a tenth after the first tenth of the time; the JSON
+is written anew every minute.
 """
 
 import argparse
@@ -219,6 +220,8 @@ def run(arguments: argparse.Namespace, server: Any) -> int:
         **memory(watch),
         "exit_code": process.returncode,
     }
+    tenths = report["rss_mb_by_tenths"]
+    report["checks"]["memory is flat after the first tenth of the time"] = tenths[-1] < 1.1 * tenths[:2][-1]
     save(arguments, watch, {**report, "said": words.splitlines()})
     for name, passed in report["checks"].items():
         print("ok  " if passed else "FAIL", name)
