@@ -176,6 +176,17 @@ def test_a_webhook_that_fails_and_recovers_gets_every_result(make_result, two_la
     assert "s3cret" not in err
 
 
+@pytest.mark.parametrize(("answers", "code"), [([404, 404], 4), ([404, 204], 0)])
+def test_results_of_which_none_arrived_are_an_error(run_hpedge, tiny, tiny_bundle, hook, answers, code):
+    """Planted mistakes: an exit code of 0 for an address where nobody takes anything, of 4 for a single refusal."""
+    hook.answers += answers
+    address = f"http://127.0.0.1:{hook.server_port}/in"
+    photos = [tiny / "test" / f"{number:02}.png" for number in range(2)]
+    found, _, err = run_hpedge("infer", *photos, "--model", tiny_bundle, "--to", address)
+    assert (found, "none of 2 results arrived" in err) == (code, code == 4)
+    assert "2 of 2 pictures" in err
+
+
 def test_secrets_come_from_files_as_well(make_result, two_labels, hook, monkeypatch, tmp_path):
     monkeypatch.setenv("HPEDGE_WEBHOOK_TOKEN_FILE", str(tmp_path / "token"))
     with pytest.raises(UsageError, match=r"HPEDGE_WEBHOOK_TOKEN_FILE=.*token cannot be read"):

@@ -135,4 +135,8 @@ def infer(
     if resume:
         summary += f", {frames.left_out} more were in {output} already"
     say(f"{summary}, overlays in {overlay}/" if overlay else summary)
+    if to:
+        from hpdval_edge.outputs.messages import check_arrival
+
+        check_arrival(outputs)
     raise typer.Exit(3 if failed else 0)

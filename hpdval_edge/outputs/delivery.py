@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hpdval_edge.errors import MissingDependency
 from hpdval_edge.progress import say
 
 QUEUE = 1000
@@ -91,6 +92,14 @@ class Delivery:
         counts = self.counts
         lost = {"dropped": counts.dropped, "refused": counts.refused}
         say(", ".join([f"{self.name}: {counts.sent} sent", *(f"{n} {what}" for what, n in lost.items() if n)]))
+
+    def check(self) -> None:
+        """After close: raise MissingDependency where there were messages and the receiver took none of them."""
+        lost = self.counts.dropped + self.counts.refused
+        if lost and not self.counts.sent:
+            raise MissingDependency(
+                f"{self.name}: none of {lost} results arrived; is the address right, and does something listen there?"
+            )
 
     def _run(self) -> None:
         pause = self.first_wait

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -39,6 +39,13 @@ class Messages:
     def close(self) -> None:
         """Send what is queued, within the delivery's time."""
         self.delivery.close()
+
+
+def check_arrival(outputs: Sequence[Output]) -> None:
+    """After all are closed: raise MissingDependency for the first receiver that took none of its messages."""
+    for output in outputs:
+        if isinstance(output, Messages):
+            output.delivery.check()
 
 
 def open_output(url: str, model: ModelInfo) -> Output:
