@@ -7,6 +7,7 @@
 Nothing behind the signature is looked at before it was found right.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -29,22 +30,28 @@ MOST_BYTES = 64 << 20
 def make_keys(path: Path) -> Path:
     """Write a new private key to ``path``, readable by its owner alone, and its public key beside it; the latter.
 
+    Both or neither.
+
     Raises:
         UsageError: one of them is there already. MissingDependency: no cryptography, or a place not to be written to.
     """
     _, serialization, ed25519 = _cryptography()
     public = path.with_name(path.name + ".pub")
-    for file in (path, public):
-        if file.exists():
-            raise UsageError(f"{file} is there already; choose another name, a key that signs is not replaced.")
+    with disk_errors(path):
+        for file in (path, public):
+            if file.exists():
+                raise UsageError(f"{file} is there already; choose another name, a key that signs is not replaced.")
     key = ed25519.Ed25519PrivateKey.generate()
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     text = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_file(public, lambda partial: partial.write_bytes(text))
+    with contextlib.ExitStack() as undo, disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        undo.callback(path.unlink)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+        write_file(public, lambda partial: partial.write_bytes(text))
+        undo.pop_all()
     return public
 
 

@@ -205,6 +205,14 @@ def test_files_of_labels_come_back_as_they_were(tmp_path, new):
         make_keys(tmp_path / "key")
 
 
+def test_keys_are_made_both_or_neither(tmp_path):
+    """Planted mistakes: the private key left without its public one; a traceback for a name that is too long."""
+    for length, written in ((240, "240 letters fit, the public key's name does not"), (300, "nor do 300")):
+        with pytest.raises(MissingDependency, match=r"cannot be written \(File name too long\)"):
+            make_keys(tmp_path / ("k" * length))
+        assert not list(tmp_path.iterdir()), written
+
+
 def test_whatever_is_altered_is_refused(tmp_path, new):
     """Every seventh byte in turn. Planted mistakes: the signature not looked at; another key's taken."""
     public, path = make_keys(tmp_path / "key"), tmp_path / "new.labels"
