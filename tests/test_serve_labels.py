@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpdval_edge.bundle import load_bundle
 from hpdval_edge.labels import NewLabels, remove_labels, rename_labels
 from hpdval_edge.labels_file import make_keys, write_labels
 from hpdval_edge.predictor import Predictor
@@ -168,3 +169,97 @@ def test_labels_may_change_while_pictures_are_classified(served, own_bundle):
         stop.set()
         for done in asked:
             done.result()
+
+
+def content(bundle) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+
+
+def remove(client, *labels: str) -> tuple[int, str]:
+    """Status, and the sentence where it was refused."""
+    answer = client.post("/v1/labels/remove", json={"labels": labels})
+    return answer.status_code, answer.json().get("error", "")
+
+
+def until_free(client) -> None:
+    """Wait until an edit is refused for what it asks, so that those before it have ended."""
+    end = time.monotonic() + 60
+    while remove(client, "no such label")[0] != 422:
+        assert time.monotonic() < end
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Let calls of ``name`` in ``hpdval_edge.serve.MODULE`` wait for the event that is returned."""
+    opened = threading.Event()
+
+    def put(module: str, name: str) -> threading.Event:
+        owner = pytest.importorskip(f"hpdval_edge.serve.{module}")
+        through = getattr(owner, name)
+
+        def wait(*arguments):
+            assert opened.wait(60)
+            return through(*arguments)
+
+        monkeypatch.setattr(owner, name, wait)
+        return opened
+
+    yield put
+    opened.set()
+
+
+def test_an_edit_that_is_not_ready_in_time_changes_nothing(served, own_bundle, hold, tmp_path):
+    """As where a teacher is loaded for minutes. Planted mistakes: no limit; written all the same, after its client was
+    told; the next one begins before the thread of this one has ended.
+    """
+    pytest.importorskip("cryptography", reason="the extra [labels] is not installed")
+    predictor = Predictor(own_bundle, threads=1)
+    bundle = predictor.bundle
+    new = NewLabels(("dusk",), bundle.text_global[:1], bundle.text_local[:1], bundle.manifest.provenance["text_space"])
+    public = make_keys(tmp_path / "labels.key")
+    write_labels(tmp_path / "new.labels", new, tmp_path / "labels.key")
+    before = content(own_bundle)
+    opened = hold("additions", "unpack_labels")
+    with served(predictor, edit=True, key=public, edit_timeout=0.3) as client:
+        sent = {"file": ("new.labels", (tmp_path / "new.labels").read_bytes())}
+        late = client.post("/v1/labels/add", files=sent)
+        assert late.status_code == 504
+        assert late.json()["error"] == (
+            "the edit did not end within 0.3 s: nothing was changed, and will not be. Try again; where it takes that "
+            "long, start with a larger --edit-timeout."
+        )
+        busy = (503, "an edit sent before did not end within 0.3 s; nothing was changed, try again.")
+        assert remove(client, "red") == busy
+        opened.set()
+        until_free(client)
+        assert content(own_bundle) == before
+
+
+def test_an_edit_that_is_not_written_in_time_is_written_whole(served, own_bundle, hold):
+    """As on a slow disk. Planted mistakes: it is said that nothing was changed; what was written is not taken over."""
+    predictor = Predictor(own_bundle, threads=1)
+    opened = hold("app", "remove_labels")
+    with served(predictor, edit=True, edit_timeout=0.3, poll=3600) as client:
+        status, sentence = remove(client, "red")
+        assert status == 504
+        assert sentence == (
+            "the edit did not end within 0.3 s: it is being written, whole or not at all; look at the labels "
+            "(GET /v1/labels) before you send it again."
+        )
+        assert client.post("/v1/classify", files=files(picture(0))).status_code == 200
+        opened.set()
+        until_free(client)
+        assert "red" not in [row["label"] for row in client.get("/v1/labels").json()["labels"]]
+    assert "red" not in load_bundle(own_bundle).manifest.labels
+
+
+def test_an_edit_that_fails_after_its_time_is_told_to_the_operator(served, own_bundle, hold, capsys):
+    """Planted mistake: asyncio's own words about an exception that nobody retrieved."""
+    predictor = Predictor(own_bundle, threads=1)
+    opened = hold("app", "remove_labels")
+    with served(predictor, edit=True, edit_timeout=0.3) as client:
+        assert remove(client, *predictor.labels)[0] == 504
+        opened.set()
+        until_free(client)
+    err = capsys.readouterr().err
+    assert err.startswith("hpedge: an edit of labels that took too long failed: bundle ") and err.count("\n") == 1

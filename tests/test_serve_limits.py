@@ -165,6 +165,38 @@ def test_a_full_queue_is_429_at_once_and_opens_again(served, predictor, gate):
         assert post(client).status_code == 200
 
 
+@pytest.mark.parametrize("verb", ["classify", "labels/rename", "labels/add"])
+def test_a_body_that_takes_long_to_parse_keeps_nobody_waiting(served, predictor, monkeypatch, verb):
+    """Planted mistake: JSON parsed by the event loop."""
+    from types import SimpleNamespace
+
+    reached, opened = threading.Event(), threading.Event()
+
+    def loads(body):
+        reached.set()
+        assert opened.wait(WAIT)
+        return json.loads(body)
+
+    monkeypatch.setattr("hpdval_edge.serve.intake.json", SimpleNamespace(loads=loads))
+    with served(predictor) as client, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(client.post, f"/v1/{verb}", json={"pictures": []})
+        try:
+            assert reached.wait(WAIT)
+            assert client.get("/healthz", timeout=10).status_code == 200
+        finally:
+            opened.set()
+        assert slow.result().status_code == 422
+
+
+def test_bodies_of_millions_of_values_are_refused_before_they_are_parsed(served, predictor, monkeypatch):
+    """The parser lets no other thread run meanwhile. Planted mistake: no bound on values."""
+    with served(predictor) as client:
+        head = {"Content-Type": "application/json"}
+        refused = client.post("/v1/classify", content=b"[" + b"1," * 1_000_000 + b"1]", headers=head)
+        assert refused.status_code == 413
+        assert refused.json() == {"error": "the body holds more than 100000 values; send several requests."}
+
+
 def test_more_pictures_than_a_request_may_hold_are_refused(served, predictor):
     two = [("file", ("a.png", picture())), ("file", ("b.png", picture()))]
     with served(predictor, max_pictures=1) as client:

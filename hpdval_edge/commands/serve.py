@@ -33,6 +33,7 @@ def serve(
     max_size: Annotated[float, typer.Option(help="Megabytes of a request.", min=0.001)] = 32.0,
     max_pixels: Annotated[float, typer.Option(help="Millions of pixels of a picture.", min=0.001)] = 50.0,
     timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and again to answer.", min=0.1)] = 30.0,
+    edit_timeout: Annotated[float, typer.Option(help="Seconds for an edit of labels.", min=0.1)] = 120.0,
 ) -> None:
     """Serve a bundle over HTTP, with a page to try it on: drop a picture, or use the camera.
 
@@ -69,6 +70,7 @@ def serve(
         max_wait=max_wait / 1000,
         body_timeout=timeout,
         timeout=timeout,
+        edit_timeout=edit_timeout,
         decoders=decoders,
     )
     backend = backend or load_config(project=Path(PROJECT_FILE)).infer.backend

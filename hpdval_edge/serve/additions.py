@@ -1,6 +1,7 @@
 """New labels for a bundle that is served: by name, or by a signed file."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from hpdval_edge.bundle import Bundle
 from hpdval_edge.commands.extras import import_from
@@ -41,8 +42,8 @@ def load_text_encoder(settings: Settings, bundle: Bundle) -> None:
     module.bundle_run(bundle, None if settings.run == OWN_RUN else settings.run)
 
 
-def add_by_name(bundle: Bundle, names: Sequence[str], settings: Settings) -> None:
-    """Embed ``names`` and append them.
+def add_by_name(bundle: Bundle, names: Sequence[str], settings: Settings) -> Callable[[], Bundle]:
+    """Embed ``names``; what is returned appends them.
 
     Raises:
         Refusal: 403 not here. HpedgeError: what `add_labels` and the run refuse.
@@ -53,11 +54,11 @@ def add_by_name(bundle: Bundle, names: Sequence[str], settings: Settings) -> Non
     check_names((*bundle.manifest.labels, *names))
     module = import_from("train", "training.text_banks")
     run = module.bundle_run(bundle, None if settings.run == OWN_RUN else settings.run)
-    add_labels(bundle, module.new_labels(run, names))
+    return functools.partial(add_labels, bundle, module.new_labels(run, names))
 
 
-def add_by_file(bundle: Bundle, uploads: Sequence[Upload], settings: Settings) -> None:
-    """Append the labels of a signed file.
+def add_by_file(bundle: Bundle, uploads: Sequence[Upload], settings: Settings) -> Callable[[], Bundle]:
+    """Check a signed file; what is returned appends its labels.
 
     Raises:
         Refusal: 403 not here, 422 not one file. HpedgeError: a signature or labels that do not fit.
@@ -67,4 +68,4 @@ def add_by_file(bundle: Bundle, uploads: Sequence[Upload], settings: Settings) -
     if len(uploads) != 1:
         raise Refusal(422, f"{len(uploads)} files; send one, called 'file'.")
     (upload,) = uploads
-    add_labels(bundle, unpack_labels(upload.data, upload.name, settings.key))
+    return functools.partial(add_labels, bundle, unpack_labels(upload.data, upload.name, settings.key))

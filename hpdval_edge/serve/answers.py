@@ -24,10 +24,8 @@ def check_options(options: Options, labels: Sequence[str]) -> None:
 
 
 def picture_result(name: str, size: tuple[int, int], prediction: Prediction, options: Options) -> dict[str, Any]:
-    """One PictureResult; ``size`` is (width, height)."""
+    """One PictureResult; ``size`` is (width, height), ``options`` are those that `check_options` let through."""
     labels, scores, unfitted = prediction.label_set.names, prediction.scores, prediction.label_set.unfitted
-    # Labels may have changed since the request came in.
-    check_options(options, labels)
     own = options.threshold == "fitted"
     thresholds = prediction.label_set.thresholds if own else np.full_like(scores, options.threshold)
     chosen = choose(scores, thresholds, options.top)

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from importlib.resources import files
 from typing import Any
 
@@ -23,8 +23,9 @@ from hpdval_edge.serve.intake import (
     form_options,
     json_uploads,
     media_type,
+    parse_json,
+    read_body,
     read_form,
-    read_json,
 )
 from hpdval_edge.serve.metrics import Metrics
 from hpdval_edge.serve.refusal import Refusal
@@ -133,17 +134,18 @@ def _add_classify(app: FastAPI, service: Service, intake: Intake) -> None:
                 uploads, fields = await read_form(request, chunks, service.settings.max_pictures)
                 options = form_options(fields)
             else:
-                value = await read_json(chunks)
-                uploads, options = await service.in_pool(lambda: json_uploads(value))
+                body = await read_body(chunks)
+                uploads, options = await service.in_pool(lambda: json_uploads(body))
             return Response(await service.classify(uploads, options), media_type=JSON)
 
 
 def _add_labels(app: FastAPI, service: Service, intake: Intake) -> None:
     def listed() -> schema.LabelsAnswer:
-        bundle = service.bundle
+        predictor = service.predictor
+        bundle = predictor.bundle
         return schema.LabelsAnswer(
             bundle=bundle.manifest.name,
-            backend=service.predictor.engine.name,
+            backend=predictor.engine.name,
             precision=bundle.manifest.precision,
             edit=service.settings.edit,
             not_by_name=not_by_name(service.settings),
@@ -158,19 +160,23 @@ def _add_labels(app: FastAPI, service: Service, intake: Intake) -> None:
     async def labels() -> schema.LabelsAnswer:
         return listed()
 
+    async def parsed(chunks: AsyncGenerator[bytes, None], model: type[schema.Strict]) -> Any:
+        body = await read_body(chunks)
+        return await service.in_pool(lambda: parse_json(body, model))
+
     def add_edit(name: str, summary: str, model: type[schema.Strict], change: Callable[[Any, Any], object]) -> None:
         async def edit(request: Request) -> schema.LabelsAnswer:
             if media_type(request) != JSON:
                 raise Refusal(415, f"Content-Type must be {JSON} here.")
             async with intake.body(request) as chunks:
-                wanted = schema.parse(model, await read_json(chunks))
-            await service.edit(lambda bundle: change(bundle, wanted))
+                wanted = await parsed(chunks, model)
+            await service.editor.edit(lambda bundle: lambda: change(bundle, wanted))
             return listed()
 
         described(name, summary, _body(None, model))(edit)
 
     def described(name: str, summary: str, body: dict[str, Any]) -> Callable[[Any], Any]:
-        responses = _responses(403, 408, 413, 415, 422, 503)
+        responses = _responses(403, 408, 413, 415, 422, 503, 504)
         return app.post(f"/v1/labels/{name}", name=name, summary=summary, responses=responses, openapi_extra=body)
 
     @described("add", "Add labels by name, or by a signed file", _body(schema.LabelsForm, schema.LabelList))
@@ -179,10 +185,10 @@ def _add_labels(app: FastAPI, service: Service, intake: Intake) -> None:
         async with intake.body(request) as chunks:
             if kind == MULTIPART:
                 uploads, _ = await read_form(request, chunks, 1)
-                await service.edit(lambda bundle: add_by_file(bundle, uploads, service.settings))
+                await service.editor.edit(lambda bundle: add_by_file(bundle, uploads, service.settings))
             else:
-                wanted = schema.parse(schema.LabelList, await read_json(chunks))
-                await service.edit(lambda bundle: add_by_name(bundle, wanted.labels, service.settings))
+                wanted = await parsed(chunks, schema.LabelList)
+                await service.editor.edit(lambda bundle: add_by_name(bundle, wanted.labels, service.settings))
         return listed()
 
     add_edit("rename", "Call labels by other names", schema.RenameRequest, lambda b, w: rename_labels(b, w.names))

@@ -13,7 +13,6 @@ from hpdval_edge.serve.refusal import Refusal
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Result = TypeVar("Result")
 # How much the last batch weighs in the running mean of seconds per picture.
 NEWEST = 0.2
 LONGEST_RETRY = 60
@@ -108,10 +107,6 @@ class BatchQueue(Generic[Item, Answer]):
             # One whose time ran out gave its place back, and must not stay here while a call of the engine lasts.
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-
-    async def call(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` in the worker thread, between batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

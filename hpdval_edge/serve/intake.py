@@ -7,20 +7,23 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from hpdval_edge.serve.refusal import Refusal
-from hpdval_edge.serve.schema import ClassifyRequest, Options, parse
+from hpdval_edge.serve.schema import ClassifyRequest, Options, Strict, parse
 from hpdval_edge.serve.settings import Settings
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 # Options that a form may repeat.
 REPEATED = ("heat_map",)
 MOST_FIELDS = 64
+# Of a JSON body; the longest that is of use is a new order of all labels.
+MOST_VALUES = 100_000
+Model = TypeVar("Model", bound=Strict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +133,30 @@ def form_options(fields: dict[str, list[str]]) -> Options:
     return parse(Options, values)
 
 
-async def read_json(chunks: AsyncGenerator[bytes, None]) -> Any:
-    """A JSON body's value; Refusal 400 where it is none."""
-    body = b"".join([chunk async for chunk in chunks])
+async def read_body(chunks: AsyncGenerator[bytes, None]) -> bytes:
+    """All of a body that is no form."""
+    return b"".join([chunk async for chunk in chunks])
+
+
+def parse_json(body: bytes, model: type[Model]) -> Model:
+    """A JSON body as ``model``. Takes long: not for the event loop.
+
+    Raises:
+        Refusal: 400 it is no JSON, 413 it has more than MOST_VALUES, 422 it is no ``model``.
+    """
+    # The parser lets no other thread run: over many small values for seconds, over a long text hardly at all.
+    if body.count(b",") > MOST_VALUES:
+        raise Refusal(413, f"the body holds more than {MOST_VALUES} values; send several requests.")
     try:
-        return json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON ({error}).") from None
+    return parse(model, value)
 
 
-def json_uploads(value: Any) -> tuple[list[Upload], Options]:
-    """Pictures and options of a ClassifyRequest; Refusal 422 for what is wrong in it."""
-    request = parse(ClassifyRequest, value)
+def json_uploads(body: bytes) -> tuple[list[Upload], Options]:
+    """Pictures and options of a ClassifyRequest in JSON; errors as `parse_json`, and 422 for what is no base64."""
+    request = parse_json(body, ClassifyRequest)
     uploads = []
     for number, picture in enumerate(request.pictures, 1):
         name = picture.name or str(number)

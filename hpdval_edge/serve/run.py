@@ -59,7 +59,7 @@ def make_server(predictor: Predictor, settings: Settings) -> uvicorn.Server:
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=round(settings.body_timeout + settings.timeout) + 1,
+        timeout_graceful_shutdown=round(settings.longest_request) + 1,
     )
     return uvicorn.Server(config)
 

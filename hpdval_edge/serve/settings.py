@@ -25,7 +25,8 @@ class Settings:
     max_bytes: of a request's body. max_held_bytes: of all bodies in memory. max_pixels: of a picture. max_pictures: of
     a request. max_queue: pictures admitted and not yet answered. max_batch: pictures an engine call takes. max_wait:
     seconds a picture waits for others to share its call. body_timeout: seconds for a body to arrive. timeout: seconds
-    from there to the answer. decoders: threads that decode. poll: seconds between looks at the bundle on disk.
+    from there to the answer. edit_timeout: seconds from there to the end of an edit of labels. decoders: threads that
+    decode. poll: seconds between looks at the bundle on disk.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class Settings:
     max_wait: float = 0.002
     body_timeout: float = 30.0
     timeout: float = 30.0
+    edit_timeout: float = 120.0
     decoders: int = 2
     poll: float = 1.0
 
@@ -61,6 +63,11 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def longest_request(self) -> float:
+        """Seconds in which every request is answered, be it to refuse it."""
+        return self.body_timeout + max(self.timeout, self.edit_timeout if self.edit else 0)
 
 
 def read_token(file: Path | None) -> str | None:
