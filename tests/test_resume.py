@@ -120,15 +120,32 @@ def test_as_many_labels_as_top_but_not_the_best(write, two_labels, kind):
     Written(write(kind, "a.jpg", thresholds=(0.2, 0.2)), two_labels, 1)
 
 
+DAMAGED = [{"scores": []}, {"scores": "x"}, {"scores": {"red": 0.3}}, {"scores": {"red": None, "dark, green": 0.1}},
+           {"scores": {"red": True, "dark, green": 0.1}}, {"labels": "red"}, {"labels": [1]}, {"labels": ["pink"]},
+           {"labels": None}, {"path": 7}, {"path": None}, {"frame": "1"}, {"frame": True}, {"bundle": 3}]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("kind", "content"), [("jsonl", "{}\n"), ("jsonl", "photo\n"), ("csv", "a,b\n"), ("csv", "a.jpg,,x,0,,,,,0,0\n")]
+    ("kind", "content"),
+    [
+        *(("jsonl", line) for line in ("{}", "photo", "7", "[]", "null", "[" * 100_000, f'{{"path": {"1" * 5000}}}')),
+        *(("csv", line) for line in ("a,b", "a.jpg,,x,0,,,,,0,0", "a.jpg,pink,0,0,,,,,0,0", "", '"' + "x" * 200_000)),
+        *(("jsonl", change) for change in DAMAGED),
+    ],
 )
-def test_other_files_are_refused(write, two_labels, tmp_path, kind, content):
-    """Planted mistakes: a KeyError of the first line; a ValueError of a score."""
-    path = tmp_path / f"r.{kind}"
-    path.write_text((write("csv").read_text() if kind == "csv" else "") + content)
-    with pytest.raises(BadData, match=r"line [12]: no result of hpedge infer"):
-        Written(path, two_labels, None)
+@pytest.mark.parametrize("top", [None, 1])
+def test_other_files_are_refused(write, two_labels, kind, content, top):
+    """Planted mistakes: a KeyError of the first line; a ValueError of a score; types not looked at, so that the first
+    use of one ended in a traceback.
+    """
+    labels = replace(two_labels, labels=("red", "green")) if kind == "csv" else two_labels
+    path = write(kind, "a.jpg")
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(path.read_text()), **content})
+    header = "path,labels,red,green,frame,time,bundle,precision,probability red,probability green\n"
+    path.write_text((header if kind == "csv" else "") + content + "\n")
+    with pytest.raises(BadData, match=r"line [12]: no result of hpedge infer; choose another --output\."):
+        Written(path, labels, top)
 
 
 def test_a_live_source_is_refused(two_labels, tmp_path):

@@ -58,29 +58,51 @@ class Written:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
-                    yield {key: row[key] for key in ("path", "frame", "labels", "scores", "bundle")}
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                # Also numbers of too many digits, and lists in lists in lists.
+                except (ValueError, RecursionError) as error:
                     raise self._no_record(number) from error
+                if not _is_record(row) or not self._fits(row):
+                    raise self._no_record(number)
+                yield row
 
     def _csv_rows(self) -> Iterator[dict[str, Any]]:
         expected, labels = columns(self.model), self.model.labels
         ambiguous = any(";" in label for label in labels)
+        for number, row in self._csv_lines():
+            if number == 1:
+                if row != expected:
+                    raise self._changed("labels", _difference(row, expected))
+                continue
+            if len(row) != len(expected):
+                raise self._no_record(number)
+            frame, _, bundle, _ = row[2 + len(labels) : 6 + len(labels)]
+            try:
+                scores = dict(zip(labels, map(float, row[2 : 2 + len(labels)]), strict=True))
+                index = int(frame) if frame else None
+            except ValueError as error:
+                raise self._no_record(number) from error
+            chosen = [] if not row[1] else None if ambiguous else row[1].split(";")
+            found = {"path": row[0], "frame": index, "labels": chosen, "scores": scores, "bundle": bundle}
+            if not self._fits(found):
+                raise self._no_record(number)
+            yield found
+
+    def _csv_lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows of the file, each with the number of the line that it ends in; 1 is the header's."""
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
-            if (found := next(rows, expected)) != expected:
-                raise self._changed("labels", _difference(found, expected))
-            for row in rows:
-                if len(row) != len(expected):
-                    raise self._no_record(rows.line_num)
-                frame, _, bundle, _ = row[2 + len(labels) : 6 + len(labels)]
-                try:
-                    scores = dict(zip(labels, map(float, row[2 : 2 + len(labels)]), strict=True))
-                    index = int(frame) if frame else None
-                except ValueError as error:
-                    raise self._no_record(rows.line_num) from error
-                chosen = [] if not row[1] else None if ambiguous else row[1].split(";")
-                yield {"path": row[0], "frame": index, "labels": chosen, "scores": scores,
-                       "bundle": bundle}  # fmt: skip
+            try:
+                for place, row in enumerate(rows):
+                    yield rows.line_num if place else 1, row
+            # A quotation mark that nothing closes, a NUL.
+            except csv.Error as error:
+                raise self._no_record(rows.line_num) from error
+
+    def _fits(self, row: dict[str, Any]) -> bool:
+        """Whether its chosen labels have scores and, where it is of this bundle, all labels have."""
+        scores = row["scores"]
+        own = row["bundle"] != self.model.bundle or [*scores] == [*self.model.labels]
+        return own and (row["labels"] is None or scores.keys() >= {*row["labels"]})
 
     def _check_bundle(self, row: dict[str, Any], number: int) -> None:
         if row["bundle"] != self.model.bundle:
@@ -156,6 +178,19 @@ def cut_half_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
+
+
+def _is_record(row: Any) -> bool:
+    """Whether what JSON holds has the keys that are looked at, and of the types of record.schema.json."""
+    keys = ("path", "frame", "labels", "scores", "bundle")
+    if not isinstance(row, dict) or not all(key in row for key in keys):
+        return False
+    path, frame, labels, scores, bundle = (row[key] for key in keys)
+    kinds = isinstance(path, str) and isinstance(bundle, str) and type(frame) in (int, type(None))
+    if not kinds or not isinstance(labels, list) or not isinstance(scores, dict):
+        return False
+    # Of a thousand labels each line: the set of types is quicker than a loop. True would be an int.
+    return {*map(type, labels)} <= {str} and {*map(type, scores.values())} <= {int, float}
 
 
 def _key(source: str, index: int | None) -> int:
