@@ -1,14 +1,18 @@
 """Films: real encoded files whose frames carry their number as a pattern of squares (stream_server.py)."""
 
+import contextlib
 import gc
+import http.server
 import runpy
+import socket
+import threading
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpdval_edge.errors import BadData
+from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.sources.options import SourceOptions
 
 av = pytest.importorskip("av", reason="av is not installed; the extra [video] brings it")
@@ -205,8 +209,7 @@ def test_what_is_no_film_is_a_frame_that_cannot_be_read(tmp_path, mp4):
     """Mistakes: an exception of PyAV, a film without pictures taken for an empty one, silence."""
     (tmp_path / "text.mp4").write_text("no film at all, but some words\n" * 100)
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "cut.mp4").write_bytes(mp4.read_bytes()[:1000])
-    for name in ("text.mp4", "empty.mp4", "cut.mp4"):
+    for name in ("text.mp4", "empty.mp4"):
         assert refusal(tmp_path / name).startswith(f"{tmp_path / name}: not a video that can be read (")
     with av.open(str(tmp_path / "sound.mp4"), "w") as film:
         stream = film.add_stream("aac", rate=48000, layout="mono")
@@ -216,6 +219,64 @@ def test_what_is_no_film_is_a_frame_that_cannot_be_read(tmp_path, mp4):
             film.mux(stream.encode(frame))
         film.mux(stream.encode())
     assert refusal(tmp_path / "sound.mp4") == f"{tmp_path / 'sound.mp4'}: holds no video track"
+
+
+@pytest.mark.parametrize("left", [20, 40, 1000, -100])
+def test_a_film_without_its_index_is_incomplete(tmp_path, mp4, left):
+    """In the first box, behind it, in the pictures, in the index. Mistake: "no video in a format that is known"."""
+    (tmp_path / "cut.mp4").write_bytes(mp4.read_bytes()[:left])
+    assert refusal(tmp_path / "cut.mp4") == (
+        f"{tmp_path / 'cut.mp4'}: the file is incomplete, as a copy or a recording that was cut off; copy or record it "
+        "again"
+    )
+
+
+@pytest.fixture
+def free_port():
+    """A port where nobody listens, as long as the test runs."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_a_film_on_a_server_that_is_not_there(run_hpedge, tiny_bundle, free_port, mp4):
+    """As a stream that is refused. Mistakes: "not a video"; exit code 3; the password told."""
+    film = f"http://user:secret@127.0.0.1:{free_port}/a.mp4"
+    code, _, err = run_hpedge("infer", mp4, film, "--max-frames", COUNT + 1, "--model", tiny_bundle)
+    assert (code, "secret" in err) == (4, False)
+    assert f"hpedge: http://***@127.0.0.1:{free_port}/a.mp4: 127.0.0.1:{free_port} refuses connections; check" in err
+
+
+def test_films_on_a_server(tmp_path):
+    """Mistakes: the error of an address taken for a film that is damaged; a page taken for what ends all films."""
+    film = encode(tmp_path / "film.mkv", [picture(i) for i in range(COUNT)], "ffv1").read_bytes()
+    contents = {"/film.mkv": film, "/page.mp4": b"no film " * 375}
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = contents.get(self.path)
+            self.send_response(200 if content else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(content or b"")
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            with pytest.raises(UsageError, match="is there but has no such stream"):
+                list(Film(f"{address}/absent.mp4", SourceOptions()))
+            assert numbers(frames_of(f"{address}/film.mkv")[1]) == list(range(COUNT))
+            page = f"{address}/page.mp4"
+            assert refusal(page) == f"{page}: what the server sends is no video in a format that is known"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_film_cut_off_gives_what_there_is(tmp_path):

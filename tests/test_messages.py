@@ -213,6 +213,8 @@ def test_an_https_receiver_is_checked(hook):
         ("mqtt://me:s3cret@host/x", "--to mqtt://host/x holds a password"),
         ("http:///x", "--to http:///x names no host"),
         ("http://host:99999/x", "--to http://host:99999/x has no proper port"),
+        ("http://host:0/x", "--to http://host:0/x has no proper port"),
+        ("http://[::1/x", "--to http://[::1/x is no address; an IPv6 host stands in brackets"),
         ("mqtt://host", "--to mqtt://host names no topic"),
         ("mqtt://host/a/#", "names no topic"),
         ("mqtt://host/a+b", "names no topic"),

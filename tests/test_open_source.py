@@ -74,12 +74,20 @@ def test_sources_come_one_after_another(folder):
         (["absent.zip"], "'absent.zip': there is no such file"),
         (["absent"], "'absent' matches no file or folder"),
         (["ftp://user:secret@host/1"], r"'ftp://\*\*\*@host/1': no ftp source is known, only rtsp, rtsps, http, https"),
+        (["rtsp://u:secret@host:0/1"], r"'rtsp://\*\*\*@host:0/1' has no proper port; it takes a number from 1"),
+        (["rtsp://host:70000/1"], "'rtsp://host:70000/1' has no proper port"),
+        (["http://host:abc/1"], "'http://host:abc/1' has no proper port"),
+        (["http://host:0/a.mp4"], "'http://host:0/a.mp4' has no proper port"),
+        (["rtsp://host:/1"], "'rtsp://host:/1' has no proper port"),
+        (["rtsp:///1"], "'rtsp:///1' names no host"),
+        (["rtsp://[::1/1"], "'rtsp://\\[::1/1' is no address; an IPv6 host stands in brackets"),
         (["camera:front"], "'camera:front': camera: is followed by a number, as in camera:0"),
         (["csi:"], "'csi:': csi: is followed by a number, as in csi:0"),
         (["a.png", "gst:fakesrc"], "a camera or stream has no end, so it is named alone"),
     ],
 )
 def test_what_is_nothing_is_one_sentence(folder, arguments, words):
+    """Mistake: a port that can never answer waited for as a camera that is away."""
     with pytest.raises(UsageError, match=words):
         open_source(arguments, PLAIN)
 

@@ -12,6 +12,7 @@ from hpdval_edge.errors import UsageError
 from hpdval_edge.outputs.delivery import Delivery
 from hpdval_edge.outputs.output import ModelInfo, Output, Result
 from hpdval_edge.outputs.record import record
+from hpdval_edge.sources.addresses import masked, scheme, split_address
 
 # Group of entry points: a name is the scheme of a URL, its object is called with the URL and a ModelInfo.
 GROUP = "hpedge.outputs"
@@ -54,15 +55,15 @@ def open_output(url: str, model: ModelInfo) -> Output:
     Raises:
         UsageError: no such scheme, or a URL that its output refuses. MissingDependency: its package is not installed.
     """
-    scheme = urlsplit(url).scheme
-    if scheme in BUILT_IN:
-        module, name = BUILT_IN[scheme].split(":")
+    kind = scheme(url)
+    if kind in BUILT_IN:
+        module, name = BUILT_IN[kind].split(":")
         return getattr(import_module(module), name)(url, model)
     others = entry_points(group=GROUP)
-    if scheme not in others.names:
+    if kind not in others.names:
         known = ", ".join(f"{name}://" for name in sorted({*BUILT_IN, *others.names}))
         raise UsageError(f"--to {without_secrets(url)} begins with none of {known}.")
-    return others[scheme].load()(url, model)
+    return others[kind].load()(url, model)
 
 
 def split_url(url: str) -> SplitResult:
@@ -71,23 +72,21 @@ def split_url(url: str) -> SplitResult:
     Raises:
         UsageError: it holds a password, which every user of the machine could read, no host or no proper port.
     """
-    shown, parts = without_secrets(url), urlsplit(url)
+    shown = f"--to {without_secrets(url)}"
+    parts = split_address(url, shown)
     if parts.password is not None:
         raise UsageError(
-            f"--to {shown} holds a password, which the list of processes shows to everyone; set it in the environment."
+            f"{shown} holds a password, which the list of processes shows to everyone; set it in the environment."
         )
-    try:
-        _ = parts.port
-    except ValueError:
-        raise UsageError(f"--to {shown} has no proper port; it takes a number from 1 to 65535.") from None
-    if not parts.hostname:
-        raise UsageError(f"--to {shown} names no host.")
     return parts
 
 
 def without_secrets(url: str) -> str:
     """``url`` without the user, the password and the query, for people to read."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return masked(url.partition("?")[0])
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 

@@ -1,7 +1,9 @@
 """Addresses of streams, and how they may be shown."""
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from hpdval_edge.errors import UsageError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # user:password@ in anything that reads like an address, also inside a GStreamer pipeline.
@@ -23,6 +25,27 @@ def scheme(argument: str) -> str | None:
 def masked(text: str) -> str:
     """An address, or text with addresses in it, without the credentials: ``rtsp://***@camera/1?password=***``."""
     return _SECRET.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+
+
+def split_address(address: str, shown: str) -> SplitResult:
+    """The parts of ``address``; errors call it ``shown``.
+
+    Raises:
+        UsageError: it names no host or no proper port, so that waiting for an answer would never end.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise UsageError(f"{shown} is no address; an IPv6 host stands in brackets, as in http://[::1]/.") from None
+    try:
+        proper = parts.port != 0 and not parts.netloc.endswith(":")
+    except ValueError:
+        proper = False
+    if not proper:
+        raise UsageError(f"{shown} has no proper port; it takes a number from 1 to 65535.")
+    if not parts.hostname:
+        raise UsageError(f"{shown} names no host.")
+    return parts
 
 
 def host(address: str) -> str:

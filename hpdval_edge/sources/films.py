@@ -1,5 +1,6 @@
 """Video files, and those that a web server gives; needs the extra [video]."""
 
+import os
 from collections.abc import Iterator
 
 import av
@@ -7,22 +8,23 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from hpdval_edge.errors import BadData
 from hpdval_edge.sources.addresses import masked, scheme
 from hpdval_edge.sources.decoding import Decoded, seconds
 from hpdval_edge.sources.explain import reason
 from hpdval_edge.sources.frame import Frame, unreadable
 from hpdval_edge.sources.options import SourceOptions, Thinning
+from hpdval_edge.sources.streams import OPEN_TIMEOUT, open_address
 
 # So many packets in a row that cannot be read end a film: nothing would come of going on.
 _MOST_UNREADABLE = 100
-_OPEN_TIMEOUT = 10.0
 
 
 class Film:
     """The frames of a film in the order in which they are shown, upright.
 
     Packets that are damaged are skipped and counted. A film that cannot be opened, or not be read to its end, is a
-    frame that cannot be read.
+    frame that cannot be read. A server that cannot be reached, or has no such film, is raised as for a stream.
 
     Args:
         address: a path, or an http(s) address.
@@ -39,17 +41,33 @@ class Film:
 
     def __iter__(self) -> Iterator[Frame]:
         try:
-            # Else libav would take what is before a colon in a file's name for a protocol.
-            address = self.address if scheme(self.address) else f"file:{self.address}"
-            container = av.open(address, timeout=(_OPEN_TIMEOUT, self.options.stall))
-        except (av.FFmpegError, OSError) as error:
-            yield unreadable(self.name, f"not a video that can be read ({reason(error)})")
+            container = self._open()
+        except BadData as error:
+            yield unreadable(self.name, str(error).removeprefix(f"{self.name}: ").rstrip("."))
             return
         with container:
             if not container.streams.video:
                 yield unreadable(self.name, "holds no video track")
                 return
             yield from self._frames(container, container.streams.video[0])
+
+    def _open(self) -> InputContainer:
+        if scheme(self.address):
+            return open_address(self.address, self.options.stall, {})
+        try:
+            # Else libav would take what is before a colon in a file's name for a protocol.
+            return av.open(f"file:{self.address}", timeout=(OPEN_TIMEOUT, self.options.stall))
+        except (av.FFmpegError, OSError) as error:
+            why = f"not a video that can be read ({reason(error)})"
+            if isinstance(error, av.InvalidDataError):
+                why = self._incomplete_or(why)
+            raise BadData(f"{self.name}: {why}.") from error
+
+    def _incomplete_or(self, why: str) -> str:
+        """``why`` a film gives no frames, or that its file was cut off, where that can be told."""
+        if os.path.isfile(self.address) and _is_cut_off(self.address):
+            return "the file is incomplete, as a copy or a recording that was cut off; copy or record it again"
+        return why
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         stream.thread_type = "AUTO"
@@ -71,7 +89,8 @@ class Film:
             if thinning.takes(index, when):
                 yield Frame(self.name, Decoded(decoded), index, when)
         if failure or not self.read:
-            yield unreadable(self.name, f"ended early ({reason(failure)})" if failure else "holds no frame")
+            why = f"ended early ({reason(failure)})" if failure else self._incomplete_or("holds no frame")
+            yield unreadable(self.name, why)
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | av.FFmpegError]:
         """Yield frames, and an error in the end where the file could not be read to its end."""
@@ -105,3 +124,24 @@ class Film:
 
     def close(self) -> None:
         """The file is closed with the iteration."""
+
+
+def _is_cut_off(path: str) -> bool:
+    """Whether a file begins as MP4 and MOV do and ends within a box (ISO/IEC 14496-12), or has no index, ``moov``."""
+    left, kinds = os.path.getsize(path), []
+    with open(path, "rb") as file:
+        while left > 0:
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if size == 1:
+                size = int.from_bytes(head[8:], "big")
+            kinds.append(kind)
+            if kinds[0] != b"ftyp":
+                return False
+            # A size of 0 reaches to the end of the file.
+            size = size or left
+            if size < 8 or size > left:
+                return size > left
+            left -= size
+            file.seek(size - len(head), os.SEEK_CUR)
+    return bool(kinds) and b"moov" not in kinds

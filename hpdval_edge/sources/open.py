@@ -9,7 +9,7 @@ from typing import Any
 
 from hpdval_edge.commands.extras import import_from
 from hpdval_edge.errors import UsageError
-from hpdval_edge.sources.addresses import masked, scheme
+from hpdval_edge.sources.addresses import masked, scheme, split_address
 from hpdval_edge.sources.archives import ARCHIVE_SUFFIXES, Archive
 from hpdval_edge.sources.frame import Frame, FrameSource
 from hpdval_edge.sources.options import SourceOptions
@@ -115,6 +115,7 @@ def _other_than_pictures(argument: str, options: SourceOptions) -> FrameSource |
 def _at_address(argument: str, found: str, options: SourceOptions) -> FrameSource:
     if found not in SCHEMES:
         raise UsageError(f"{masked(argument)!r}: no {found} source is known, only {', '.join(SCHEMES)}.")
+    split_address(argument, repr(masked(argument)))
     path = argument.partition("?")[0]
     if found.startswith("http") and _is_film(path):
         return _video("films").Film(argument, options)

@@ -28,6 +28,22 @@ def network_stream(address: str, options: SourceOptions) -> LiveSource:
     return LiveSource(masked(address), partial(_network_shots, address, options.stall), options)
 
 
+def open_address(address: str, stall: float, options: dict[str, str]) -> InputContainer:
+    """What answers at an address, opened by libav with ``options``; a read of it waits ``stall`` seconds.
+
+    Raises:
+        HpedgeError: what `connection_error` makes of it.
+    """
+    began = time.monotonic()
+    try:
+        return av.open(address, options=options, timeout=(OPEN_TIMEOUT, stall))
+    except (av.FFmpegError, OSError) as error:
+        # Where libav's clock ran out while it read a header, it speaks of invalid data.
+        if time.monotonic() - began >= OPEN_TIMEOUT:
+            raise Lost(f"{masked(address)}: no answer in {OPEN_TIMEOUT:g} s.") from None
+        raise connection_error(error, address) from None
+
+
 def usb_camera(device: str, options: SourceOptions) -> LiveSource:
     """A V4L2 device such as ``/dev/video0`` as a live source."""
     return LiveSource(device, partial(_camera_shots, device, options.stall), options)
@@ -35,15 +51,7 @@ def usb_camera(device: str, options: SourceOptions) -> LiveSource:
 
 def _network_shots(address: str, stall: float) -> Iterator[Shot]:
     wanted = {**_ANALYSE, "rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else _ANALYSE
-    began = time.monotonic()
-    try:
-        container = av.open(address, options=wanted, timeout=(OPEN_TIMEOUT, stall))
-    except (av.FFmpegError, OSError) as error:
-        # Where libav's clock ran out while it read a header, it speaks of invalid data.
-        if time.monotonic() - began >= OPEN_TIMEOUT:
-            raise Lost(f"{masked(address)}: no answer in {OPEN_TIMEOUT:g} s.") from None
-        raise connection_error(error, address) from None
-    with container:
+    with open_address(address, stall, wanted) as container:
         try:
             yield from _shots(container, masked(address))
         except av.error.ExitError:
