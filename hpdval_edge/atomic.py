@@ -13,7 +13,10 @@ from pathlib import Path
 from hpdval_edge.errors import MissingDependency
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+NO_PLACE = (
+    *(errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    errno.ENAMETOOLONG,
+)
 
 
 @contextlib.contextmanager
@@ -30,6 +33,22 @@ def disk_errors(target: Path) -> Iterator[None]:
         if error.errno in NO_PLACE:
             raise MissingDependency(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
         raise
+
+
+def check_folder(folder: Path) -> None:
+    """As ``disk_errors`` would when files are written below ``folder``, but before: nothing is made.
+
+    Raises:
+        MissingDependency: it, or what it would lie in, is a file or takes none.
+    """
+    with disk_errors(folder):
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def write_file(target: Path, write: Callable[[Path], None]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from hpdval_edge.atomic import disk_errors
+from hpdval_edge.atomic import check_folder, disk_errors
 from hpdval_edge.bundle import Bundle
 from hpdval_edge.errors import MissingDependency, UsageError
 from hpdval_edge.monitor.record import Monitor
@@ -37,7 +37,11 @@ class OutputOptions:
     resume: bool = False
 
     def check(self) -> None:
-        """UsageError for values and combinations that cannot be; needs no model, so that it comes at once."""
+        """Refuse what cannot be, without a model, so that it comes at once.
+
+        Raises:
+            UsageError: of values and combinations. MissingDependency: of a folder that cannot be written to.
+        """
         if self.format_ not in FORMATS:
             raise UsageError(f"--format {self.format_!r} is not one of {', '.join(FORMATS)}.")
         if self.output is not None and self.output.suffix.lower() not in FILES:
@@ -50,6 +54,11 @@ class OutputOptions:
             raise UsageError("--map-label belongs to --maps DIR or --overlay DIR.")
         if self.monitor_copies and self.monitor is None:
             raise UsageError("--monitor-copies belongs to --monitor DIR.")
+        if self.output is not None and self.output.is_dir():
+            raise UsageError(f"--output {self.output} is a folder; name a file.")
+        for folder in (self.overlay, self.maps, self.monitor, self.output and self.output.parent):
+            if folder is not None:
+                check_folder(folder)
 
     def has_columns(self) -> bool:
         """Whether the records go where each label has a column, so that the labels must stay."""
