@@ -11,6 +11,7 @@ from hpdval_edge.predictor import Prediction
 WIDTH = 640
 MARGIN = 16
 ROW = 30
+NAME = 190
 INK = (32, 36, 44)
 MUTED = (112, 118, 128)
 PAPER = (250, 250, 248)
@@ -56,12 +57,13 @@ def draw_overlay(
     *,
     title: str,
     column: int | None = None,
+    unfitted: frozenset[str] = frozenset(),
 ) -> Image.Image:
     """Side by side: the picture, and the picture under a label's heat map; below, scores of the top labels.
 
     Args:
         picture: RGB, any size. labels: all, in score order of ``prediction``. thresholds: float32 [C].
-        column: the heat map's label; None is the best one.
+        column: the heat map's label; None is the best one. unfitted: labels whose thresholds are called not fitted.
     """
     width = (WIDTH - 3 * MARGIN) // 2
     height = max(1, round(width * picture.height / picture.width))
@@ -77,17 +79,23 @@ def draw_overlay(
     top = MARGIN + ROW
     page.paste(small, (MARGIN, top))
     page.paste(warm(small, prediction.patch_scores[:, :, mapped]), (2 * MARGIN + width, top))
-    _draw_scores(draw, top + height + MARGIN, shown, prediction, labels, thresholds, font, caption)
+    _draw_scores(draw, top + height + MARGIN, shown, prediction, labels, thresholds, font, caption, unfitted)
     return page
 
 
 def draw_frame(
-    picture: Image.Image, prediction: Prediction, labels: tuple[str, ...], column: int | None
+    picture: Image.Image,
+    prediction: Prediction,
+    labels: tuple[str, ...],
+    column: int | None,
+    *,
+    unfitted: frozenset[str] = frozenset(),
 ) -> Image.Image:
     """A film's frame, at its own size, with the chosen labels and their scores at its lower left, the best on top.
 
     Args:
         picture: RGB, any size. labels: all, in score order. column: label of a heat map over the frame; None is none.
+        unfitted: labels whose thresholds are called not fitted.
     """
     page = picture.copy() if column is None else warm(picture, prediction.patch_scores[:, :, column])
     size = max(12, picture.height // 24)
@@ -97,7 +105,9 @@ def draw_frame(
     shade = Image.new("L", picture.size, 0)
     draw, shading = ImageDraw.Draw(page), ImageDraw.Draw(shade)
     shown = prediction.labels[: max(1, (picture.height - gap) // (row + gap))]
-    texts = [(label, f"{prediction.scores[labels.index(label)]:+.3f}") for label in shown]
+    marks = [" not fitted" * (label in unfitted) for label in shown]
+    scores = [prediction.scores[labels.index(label)] for label in shown]
+    texts = [(label, f"{score:+.3f}{mark}") for label, score, mark in zip(shown, scores, marks, strict=True)]
     number = max((draw.textlength(score, font) for _, score in texts), default=0)
     texts = [(fit(draw, label, font, picture.width - number - 6 * gap), score) for label, score in texts]
     places = [picture.height - (row + gap) * place for place in range(len(texts), 0, -1)]
@@ -120,6 +130,7 @@ def _draw_scores(
     thresholds: np.ndarray,
     font: ImageFont.FreeTypeFont,
     caption: ImageFont.FreeTypeFont,
+    unfitted: frozenset[str],
 ) -> None:
     """One row a label: name, bar, score; a tick on the bar marks the threshold, chosen labels are in colour."""
     left, right = MARGIN + 200, WIDTH - MARGIN - 70
@@ -132,7 +143,11 @@ def _draw_scores(
     for row, index in enumerate(shown):
         y = top + ROW * row
         score, chosen = float(prediction.scores[index]), labels[index] in prediction.labels
-        draw.text((MARGIN, y + 4), fit(draw, labels[index], font, 190), INK if chosen else MUTED, font)
+        room = NAME
+        if labels[index] in unfitted:
+            draw.text((MARGIN + NAME, y + 7), "not fitted", MUTED, caption, anchor="ra")
+            room -= draw.textlength("  not fitted", caption)
+        draw.text((MARGIN, y + 4), fit(draw, labels[index], font, room), INK if chosen else MUTED, font)
         draw.rounded_rectangle((left, y + 8, right, y + 20), 6, TRACK)
         draw.rounded_rectangle((left, y + 8, place(score), y + 20), 6, ACCENT if chosen else MUTED)
         tick = place(float(thresholds[index]))
@@ -146,7 +161,7 @@ def _draw_scores(
     )
 
 
-def fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """``text``, cut with an ellipsis where it is wider than ``width`` pixels."""
     if draw.textlength(text, font) <= width:
         return text

@@ -28,7 +28,6 @@ from hpdval_edge.outputs.names import FileNames, safe, source_stem
 from hpdval_edge.outputs.overlays import Overlays
 from hpdval_edge.outputs.record import SCHEMA_FILE, record
 from hpdval_edge.outputs.text import text_output
-from hpdval_edge.predictor import LabelSet, Prediction
 
 
 @pytest.fixture(scope="module")
@@ -186,33 +185,6 @@ def test_without_a_label_the_map_is_the_best_one(make_result, two_labels, tmp_pa
         check_labels(["red", "pink"], ("red", "green"))
 
 
-def test_every_output_follows_labels_that_change(make_result, two_labels, tmp_path):
-    """A watched bundle may be loaded again. Mistakes: scores under the labels of before, the first label's map for the
-    one that was asked for, an error at the first result of the new labels.
-    """
-    changed = LabelSet(("new", "dark, green", "red"), np.full(3, 0.2, np.float32), frozenset(), "cd" * 32)
-    before = make_result()
-    maps = np.zeros((2, 3, 3), np.float32)
-    prediction = Prediction(("new",), np.array([0.5, 0.1, 0.3], np.float32), maps, np.zeros(3, np.float32), changed)
-    after = replace(before, frame=replace(before.frame, source="after.jpg"), prediction=prediction)
-    assert record(after, two_labels)["scores"] == {"new": 0.5, "dark, green": 0.1, "red": 0.3}
-    assert record(after, two_labels)["bundle"] == "cd" * 32
-    text = io.StringIO()
-    outputs = [
-        text_output("table", text, two_labels),
-        HeatMaps(tmp_path / "maps", two_labels, ["dark, green"], raw=True),
-        Overlays(tmp_path / "overlays", two_labels, "red"),
-    ]
-    for output in outputs:
-        for result in (before, after):
-            output.write(result)
-        output.close()
-    assert text.getvalue().splitlines()[1] == "after.jpg  new 0.500"
-    with np.load(tmp_path / "maps" / "after.npz", allow_pickle=False) as raw:
-        assert raw["labels"].tolist() == ["dark, green"] and not raw["maps"].any()
-    assert len(list((tmp_path / "overlays").iterdir())) == 2
-
-
 def frames_of(path):
     with av.open(str(path)) as film:
         return [(frame.time, frame.to_image()) for frame in film.decode(video=0)]
@@ -347,41 +319,3 @@ def test_ctrl_c_leaves_what_was_done(tiny, tiny_bundle, tmp_path, counting_serve
     assert 20 <= len(paths) < 6000
     assert paths == [f"{pictures.as_posix()}/{number:04}.png" for number in range(len(paths))]
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--output", "r.xml"], 2, "--output r.xml must end in one of .jsonl, .csv, .parquet"),
-        (["--map-raw"], 2, "--map-raw belongs to --maps"),
-        (["--map-label", "red"], 2, "--map-label belongs to --maps DIR or --overlay DIR"),
-        (["--maps", "m", "--map-label", "pink"], 2, "--map-label 'pink' is no label of the model; it has red, green"),
-        (["--to", "ftp://x/y"], 2, "--to ftp://x/y begins with none of http://, https://, mqtt://, mqtts://"),
-        (["--output", "file/r.parquet"], 4, "choose another folder"),
-    ],
-)
-def test_mistakes_are_one_sentence(run_hpedge, tiny, tiny_bundle, tmp_path, monkeypatch, arguments, code, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("a file")
-    found, out, err = run_hpedge("infer", tiny / "test" / "00.png", "--model", tiny_bundle, *arguments)
-    assert (found, out) == (code, "")
-    assert message in err
-    assert "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("module", "arguments", "extra"),
-    [
-        ("hpdval_edge.outputs.parquet", ["--output", "r.parquet"], "parquet"),
-        ("av", ["--overlay", "o"], "video"),
-    ],
-)
-def test_a_missing_package_names_its_extra(make_result, two_labels, tmp_path, monkeypatch, module, arguments, extra):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependency, match=rf"is not installed.*hpdval-edge\[{extra}\]"):
-        if extra == "video":
-            Film(tmp_path / "a.mp4")
-        else:
-            open_outputs(OutputOptions(output=tmp_path / "r.parquet"), None, two_labels, sys.stdout)
-    assert not list(tmp_path.iterdir())

@@ -38,12 +38,15 @@ class Overlays:
         frame, prediction, picture = result.frame, result.prediction, as_image(result.picture)
         model = self.model.at(prediction)
         column = model.labels.index(self.label) if self.label in model.labels else None
+        unfitted = model.unfitted or frozenset()
         if frame.index is not None:
-            page = draw_frame(picture, prediction, model.labels, column)
+            page = draw_frame(picture, prediction, model.labels, column, unfitted=unfitted)
             self._film(frame.source).add(page, frame.index, frame.time)
             return
         title = PurePath(frame.source).name
-        page = draw_overlay(picture, prediction, model.labels, model.thresholds, title=title, column=column)
+        page = draw_overlay(
+            picture, prediction, model.labels, model.thresholds, title=title, column=column, unfitted=unfitted
+        )
         path = self.names(frame.source)
         save_overlay(path.with_name(f"{path.name}.png"), page)
 

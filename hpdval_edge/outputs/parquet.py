@@ -77,7 +77,12 @@ class Parquet:
             raise
 
     def write(self, result: Result) -> None:
-        """Keep the row; write a row group where enough of them wait."""
+        """Keep the row; write a row group where enough of them wait.
+
+        Raises:
+            UsageError: its labels are others than the columns.
+        """
+        self.model.check_columns(result.prediction, self.target)
         row = record(result, self.model)
         # Arrow takes UTF-8 alone: other bytes of a file's name are written as JSON lines have them.
         self.rows.append({**row, "path": row["path"].encode("utf-8", "backslashreplace").decode()})

@@ -24,12 +24,14 @@ class _Text:
 
 
 class Table(_Text):
-    """A line a picture: its name, the chosen labels and their scores."""
+    """A line a picture: its name, the chosen labels and their scores, and which of their thresholds are not fitted."""
 
     def write(self, result: Result) -> None:
         """Write the line."""
-        prediction, labels = result.prediction, self.model.at(result.prediction).labels
-        chosen = [f"{label} {prediction.scores[labels.index(label)]:.3f}" for label in prediction.labels]
+        prediction, model = result.prediction, self.model.at(result.prediction)
+        scores = (prediction.scores[model.labels.index(label)] for label in prediction.labels)
+        pairs = zip(prediction.labels, scores, strict=True)
+        chosen = [f"{label} {score:.3f}{' (not fitted)' * model.is_unfitted(label)}" for label, score in pairs]
         self.lines.write(f"{result.frame.name}  {', '.join(chosen) or '-'}\n")
 
 
@@ -55,7 +57,8 @@ class Csv(_Text):
             self.rows.writerow(columns(model))
 
     def write(self, result: Result) -> None:
-        """Write the row."""
+        """Write the row; UsageError where its labels are others than the columns."""
+        self.model.check_columns(result.prediction, self.lines.name)
         row = record(result, self.model)
         scores, chances = ([f"{value:.6f}" for value in row[key].values()] for key in ("scores", "probabilities"))
         facts = [row[key] for key in ("frame", "time", "bundle", "precision")]
