@@ -24,7 +24,6 @@ from hpdval_edge.outputs import parquet
 from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
 from hpdval_edge.outputs.film import Film
 from hpdval_edge.outputs.heat_maps import HeatMaps, check_labels
-from hpdval_edge.outputs.names import FileNames, safe, source_stem
 from hpdval_edge.outputs.overlays import Overlays
 from hpdval_edge.outputs.record import SCHEMA_FILE, record
 from hpdval_edge.outputs.text import text_output
@@ -256,13 +255,6 @@ def test_a_clock_set_back_and_another_size_do_not_stop_a_film(tmp_path):
     frames = frames_of(tmp_path / "a.mp4")
     assert [picture.size for _, picture in frames] == [(64, 64)] * 3
     assert [round(time, 3) for time, _ in frames] == [0, 0, 1]
-
-
-def test_names_hold_no_password_and_no_folder(tmp_path):
-    assert source_stem("rtsp://user:secret@cam.local:554/hall/one?token=secret") == "cam.local_hall_one"
-    assert safe("../a/b: c.") == "a_b_c"
-    assert safe("...") == "_"
-    assert FileNames(tmp_path)("/dev/video0") == tmp_path / "video0"
 
 
 class Counting(http.server.BaseHTTPRequestHandler):
