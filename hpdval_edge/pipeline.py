@@ -1,6 +1,8 @@
 """Frames to results: read, prepare, run the engine, choose. Several threads do all of it, each with its own frames."""
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from hpdval_edge.sources.frame import Frame, FrameSource
 MOST_WORKERS = 4
 # Frames a step: a GPU wants many; a thread of a CPU gains nothing from them.
 GPU_BATCH, CPU_BATCH = 8, 2
+# Seconds that the end waits for a read of the source, such as of a file on a server that went away.
+PATIENCE = 2.0
 
 Outcome = Result | tuple[Frame, BadData]
 
@@ -91,6 +95,8 @@ class _Work:
         self.room = threading.Semaphore(plan.ahead)
         self.steps: SimpleQueue[Future[list[Outcome]] | None] = SimpleQueue()
         self.ended = self.stopped = False
+        # Threads that wait for the source.
+        self.reading: set[threading.Thread] = set()
         names = (f"hpedge-worker-{index}" for index in range(plan.workers))
         # Daemons: a source that never answers must not keep the program.
         self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -108,17 +114,32 @@ class _Work:
             self.room.release()
 
     def stop(self) -> None:
-        """Close the source and wait for the threads; each finishes the frame or the engine's run it is at."""
+        """Close the source and wait for the threads; each finishes the frame or the engine's run it is at.
+
+        A read that does not come back in PATIENCE seconds is left: when it does, its thread ends without the engine.
+        """
         self.stopped = True
         for _ in self.threads:
             self.room.release()
         # A live source may keep a thread waiting, and wakes it when it is closed; others close what threads may read.
         if self.source.live:
             self.source.close()
+        end = time.monotonic() + PATIENCE
         for thread in self.threads:
-            thread.join()
+            while thread.is_alive() and (thread not in self.reading or time.monotonic() < end):
+                thread.join(0.02)
         if not self.source.live:
             self.source.close()
+
+    @contextlib.contextmanager
+    def _reads(self) -> Iterator[None]:
+        """Inside, this thread waits for the source."""
+        thread = threading.current_thread()
+        self.reading.add(thread)
+        try:
+            yield
+        finally:
+            self.reading.discard(thread)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
@@ -132,7 +153,7 @@ class _Work:
         """The next step; None where there is none."""
         self.room.acquire()
         step: Future[list[Outcome]] = Future()
-        with self.taking:
+        with self._reads(), self.taking:
             if self.ended or self.stopped:
                 return None
             try:
@@ -155,10 +176,14 @@ class _Work:
             if self.stopped:
                 return []
             try:
-                picture = frame.read(size)
+                with self._reads():
+                    picture = frame.read(size)
             except BadData as error:
                 outcomes[place] = (frame, error)
                 continue
+            # The program may be ending, without waiting for this thread.
+            if self.stopped:
+                return []
             self.predictor.prepare_into(picture, rows[len(readable)])
             readable.append((place, frame, picture if self.keep_pictures else None))
         if readable:

@@ -1,5 +1,6 @@
 """``hpedge bench``: what is timed, in which order, what is left when it is interrupted, and what it prints."""
 
+import contextlib
 import errno
 import json
 
@@ -133,6 +134,57 @@ def test_energy_is_of_the_timed_calls(tiny_bundle, record):
     assert joules == [40 / (2 * FEWEST_CALLS)] * 2
     text = as_text(bench.report(interrupted=False))
     assert "measured by RAPL" in text and "package-0 2.000" in text
+
+
+class Meter:
+    """Counts 6 J, or fails in ``start`` or ``stop``."""
+
+    def __init__(self, source, fails=None):
+        self.source, self.fails, self.stopped = source, fails, False
+
+    def start(self):
+        if self.fails == "start":
+            raise OSError("no such device")
+
+    def stop(self):
+        self.stopped = True
+        if self.fails == "stop":
+            raise ValueError("no number")
+        return {"rail": 6.0}
+
+
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt, BadData("photo.jpg: empty")])
+def test_a_meter_that_fails_hides_nothing(tiny_bundle, monkeypatch, end):
+    """Planted mistakes: its error instead of the run's own, or of Ctrl-C; the meters behind it not stopped; the rows
+    lost with it.
+    """
+    real = interleave
+
+    def ended(wanted, times, seconds):
+        real(wanted, times, seconds)
+        if end:
+            raise end
+
+    monkeypatch.setattr(module, "interleave", ended)
+    bench = start(options(tiny_bundle))
+    bench.meters = [Meter("broken", "stop"), Meter("good")]
+    with contextlib.nullcontext() if end is None else pytest.raises(end if isinstance(end, type) else type(end)):
+        run(bench)
+    assert [row["joules_per_image"] for row in bench.results[:1]] == [
+        {"broken": {}, "good": {"rail": 6.0 / (2 * FEWEST_CALLS)}}
+    ]
+    assert bench.meters[1].stopped
+    assert "broken could not be read to the end (no number); such rows have no joules from it." in as_text(
+        bench.report(interrupted=False)
+    )
+
+
+def test_a_meter_that_does_not_start_leaves_no_other_running(tiny_bundle):
+    bench = start(options(tiny_bundle))
+    bench.meters = [Meter("good"), Meter("broken", "start"), Meter("never started")]
+    with pytest.raises(OSError, match="no such device"):
+        run(bench)
+    assert [meter.stopped for meter in bench.meters] == [True, False, False]
 
 
 def test_ctrl_c_prints_what_was_measured(tiny_bundle, run_hpedge, monkeypatch):

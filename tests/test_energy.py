@@ -115,6 +115,27 @@ def test_a_polled_meter_runs_from_start_to_stop(monkeypatch):
     assert len(reads) == 2
 
 
+@pytest.mark.parametrize("moment", ["between", "at the end"])
+def test_a_polled_meter_that_fails_says_so_at_the_stop(monkeypatch, moment):
+    """Planted mistakes: the power before the failure taken for all of the time after it; a thread that dies aloud."""
+    monkeypatch.setattr(energy, "SAMPLE_SECONDS", 1e-4 if moment == "between" else 1e6)
+    reads, failed = [], Event()
+
+    def read():
+        reads.append(None)
+        if len(reads) == 2:
+            failed.set()
+            raise ValueError("watts")
+        return {"a": 3.0}
+
+    meter = energy.PolledMeter("x", read)
+    meter.start()
+    assert moment == "at the end" or failed.wait(WAIT_SECONDS)
+    with pytest.raises(ValueError, match="watts"):
+        meter.stop()
+    assert not meter.thread.is_alive()
+
+
 def test_counters_of_a_cpu_start_again(files):
     """Planted mistakes: a negative energy after the counter's end; parts of a package, or the whole platform, added."""
     found = files(DESKTOP)

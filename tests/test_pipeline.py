@@ -219,6 +219,68 @@ def test_leaving_while_a_frame_is_fetched_ends_everything():
     assert not leaving.is_alive()
 
 
+@pytest.mark.parametrize("where", ["frame", "source"])
+def test_a_read_that_hangs_is_left_behind(monkeypatch, where):
+    """As of a file whose server went away, and Ctrl-C. Planted mistakes: waited for; its picture given to the engine,
+    which the end of the program may have taken apart.
+    """
+    monkeypatch.setattr("hpdval_edge.pipeline.PATIENCE", 0.05)
+    hangs, answers = threading.Event(), threading.Event()
+
+    def wait():
+        hangs.set()
+        assert answers.wait(60)
+
+    class Away(Source):
+        def __iter__(self):
+            for frame in super().__iter__():
+                if where == "source" and self.taken == 3:
+                    wait()
+                yield frame
+
+    def read(index, size):
+        if where == "frame" and index == 2:
+            wait()
+        return np.full((1,), index)
+
+    predictor, source = Numbers(), Away(None, read)
+    results = run(source, 1, predictor=predictor)
+    next(results)
+    assert hangs.wait(60)
+    closing = threading.Thread(target=results.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    ended, left, before = not closing.is_alive(), workers(), len(predictor.batches)
+    answers.set()
+    for thread in (closing, *left):
+        thread.join(60)
+    assert ended and left and source.closed == 1
+    assert len(predictor.batches) == before
+
+
+def test_an_engine_that_takes_long_is_waited_for(monkeypatch):
+    """Python must not end under its feet. Planted mistake: every thread left behind after a while."""
+    monkeypatch.setattr("hpdval_edge.pipeline.PATIENCE", 0.01)
+    runs, ready, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Numbers):
+        def predict_images(self, images, patch_scores=True):
+            if images.max() == 3:
+                runs.set()
+                assert ready.wait(60)
+            return super().predict_images(images)
+
+    results = run(Source(), 1, predictor=Slow())
+    next(results)
+    assert runs.wait(60)
+    closing = threading.Thread(target=lambda: (results.close(), closed.set()), daemon=True)
+    closing.start()
+    assert not closed.wait(0.3)
+    ready.set()
+    closing.join(60)
+    assert closed.is_set()
+
+
 def test_an_output_that_fails_ends_everything():
     """Planted mistake: outputs closed only after a good end."""
 

@@ -20,6 +20,9 @@ RAPL = "sys/class/powercap"
 TEGRASTATS = ("tegrastats", "--interval", "100")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,power.draw", "--format=csv,noheader,nounits", "--loop-ms=100")
 
+# What reading a file or a command's line may raise.
+METER_ERRORS = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError)
+
 Watts = dict[str, float]
 
 
@@ -34,7 +37,11 @@ class Meter(ABC):
 
     @abstractmethod
     def stop(self) -> dict[str, float]:
-        """Joules since `start`; empty where the time was too short to tell."""
+        """Joules since `start`; empty where the time was too short to tell.
+
+        Raises:
+            one of METER_ERRORS: what was read makes no sense.
+        """
 
 
 class RaplMeter(Meter):
@@ -96,6 +103,7 @@ class PolledMeter(PowerMeter):
 
     def start(self) -> None:
         super().start()
+        self.failure: Exception | None = None
         self.add(time.perf_counter(), self.read())
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._poll, daemon=True)
@@ -104,12 +112,18 @@ class PolledMeter(PowerMeter):
     def stop(self) -> dict[str, float]:
         self.done.set()
         self.thread.join()
+        if self.failure:
+            raise self.failure
         self.add(time.perf_counter(), self.read())
         return self.joules
 
     def _poll(self) -> None:
-        while not self.done.wait(SAMPLE_SECONDS):
-            self.add(time.perf_counter(), self.read())
+        try:
+            while not self.done.wait(SAMPLE_SECONDS):
+                self.add(time.perf_counter(), self.read())
+        except METER_ERRORS as error:
+            # Raised by stop: from here to the end nothing would be known.
+            self.failure = error
 
 
 class CommandMeter(PowerMeter):

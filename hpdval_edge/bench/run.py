@@ -15,7 +15,7 @@ from typing import Any
 import hpdval_edge
 from hpdval_edge.atomic import disk_errors
 from hpdval_edge.bench.conditions import Conditions, changes, read_conditions
-from hpdval_edge.bench.energy import Meter, find_meters
+from hpdval_edge.bench.energy import METER_ERRORS, Meter, find_meters
 from hpdval_edge.bench.measure import interleave, ratio, summarise
 from hpdval_edge.bench.pictures import generate, parse_size
 from hpdval_edge.images import find_images
@@ -173,12 +173,28 @@ def _measure(bench: Bench, batch: int, stage: str, paths: Sequence[Path]) -> Non
     for _ in range(bench.options.warmup):
         for call in calls.values():
             call()
-    for meter in bench.meters:
-        meter.start()
+    started: list[Meter] = []
     try:
+        for meter in bench.meters:
+            meter.start()
+            started.append(meter)
         interleave(calls, times, bench.options.seconds)
     finally:
-        _keep(bench, batch, stage, times, {meter.source: meter.stop() for meter in bench.meters})
+        _keep(bench, batch, stage, times, _stop(bench, started))
+
+
+def _stop(bench: Bench, meters: Sequence[Meter]) -> dict[str, dict[str, float]]:
+    """Joules by meter; a failure is told in the notes, for it must not hide what ended the measurement."""
+    joules = {}
+    for meter in meters:
+        try:
+            joules[meter.source] = meter.stop()
+        except METER_ERRORS as error:
+            joules[meter.source] = {}
+            told = f"{meter.source} could not be read to the end ({error}); such rows have no joules from it."
+            if told not in bench.machine.problems:
+                bench.machine.problems.append(told)
+    return joules
 
 
 def _keep(

@@ -97,7 +97,7 @@ def _joules(sources: dict[str, dict[str, float]]) -> str:
     """The whole board's rail where there is one, else each rail by its name."""
     rails = {rail: value for source in sources.values() for rail, value in source.items()}
     whole = [rail for rail in rails if rail in WHOLE_BOARD]
-    return ", ".join(f"{rail} {rails[rail]:.3f}" for rail in whole or rails) or "too short"
+    return ", ".join(f"{rail} {rails[rail]:.3f}" for rail in whole or rails) or "not told"
 
 
 def _notes(report: dict[str, Any]) -> Iterator[str]:
