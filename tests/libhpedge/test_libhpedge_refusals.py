@@ -117,6 +117,10 @@ ODD = {
     "size": (lambda b: edit(b, {"image_size": 10**9}), "has an image_size or a grid that is not 1 to 8192"),
     "negative size": (lambda b: edit(b, {"image_size": -32}), "has an image_size or a grid that is not 1 to 8192"),
     "grid": (lambda b: edit(b, {"grid": [4]}), "manifest.json has 1 numbers where it should have 2"),
+    "width": (lambda b: edit(b, {"embed_dim": 0}), "manifest.json has embed_dim 0"),
+    "topk": (lambda b: edit(b, {"topk": 0}), "has a topk that is not 1 or more or an alpha that is not 0 to 1"),
+    "negative topk": (lambda b: edit(b, {"topk": -1}), "has a topk that is not 1 or more"),
+    "alpha": (lambda b: edit(b, {"alpha": 1.5}), "an alpha that is not 0 to 1"),
     "deviation": (lambda b: edit(b, {"std": [1, 0, 1]}), "a std that is not positive"),
     "labels": (lambda b: edit(b, {"labels": [1, 2, 3, 4]}), "manifest.json is not what schema 1 holds ("),
     "model": (lambda b: replace_file(b, "model.onnx", b"no model"), "/model.onnx: "),
@@ -139,7 +143,7 @@ def test_bundles_of_older_versions(driver, tiny_bundle, tmp_path):
     with pytest.warns(UserWarning) as caught:
         expected = Predictor(bundle, "onnxruntime")(np.zeros((20, 20, 3), np.uint8))
     assert f"warning {caught[0].message}\n" in printed
-    np.testing.assert_allclose(driver.output("probabilities", -1), expected.probabilities, atol=2e-3)
+    np.testing.assert_allclose(driver.output("probabilities", -1), expected.probabilities, atol=1e-6)
 
 
 def test_what_is_no_folder(driver, tiny_bundle, tmp_path):

@@ -60,7 +60,7 @@ typedef struct hpedge_options {
     const char* engine;      /* path of a TensorRT plan, which is trusted to be the bundle's; NULL: the newest one for
                                 the bundle's model and this TensorRT that `hpedge build` left in NAME.engines */
     const float* threshold;  /* one for all labels; NULL: the bundle's own */
-    int32_t threads;         /* of ONNX Runtime on the CPU, 0: its own choice */
+    int32_t threads;         /* of ONNX Runtime and of the head on the CPU, 0: their own choice */
     int32_t top;             /* choose that many best labels whatever their scores; 0: those at their thresholds */
 } hpedge_options;
 

@@ -67,6 +67,10 @@ void take_manifest(const Manifest& manifest, Bundle& bundle) {
     bundle.embed_dim = manifest.embed_dim;
     bundle.logit_scale = manifest.logit_scale;
     require(!bundle.labels.empty(), "has no labels");
+    require(bundle.embed_dim >= 1, "has embed_dim 0");
+    require(manifest.topk >= 1 && manifest.alpha >= 0 && manifest.alpha <= 1,
+            "has a topk that is not 1 or more or an alpha that is not 0 to 1");
+    bundle.topk = static_cast<size_t>(manifest.topk), bundle.alpha = static_cast<float>(manifest.alpha);
     for (const size_t side : {bundle.image_size, bundle.rows, bundle.columns})
         require(side >= 1 && side <= MAX_IMAGE_SIZE, "has an image_size or a grid that is not 1 to 8192");
     for (size_t c = 0; c < 3; ++c)

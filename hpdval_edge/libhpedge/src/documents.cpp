@@ -82,6 +82,8 @@ Manifest read_manifest(const std::string& text) {
                           word(values, "input", "float32"),
                           values["image_size"].get<size_t>(),
                           values["embed_dim"].get<size_t>(),
+                          values["topk"].get<int64_t>(),
+                          values["alpha"].get<double>(),
                           exactly<size_t, 2>(values["grid"]),
                           exactly<float, 3>(values["mean"]),
                           exactly<float, 3>(values["std"]),

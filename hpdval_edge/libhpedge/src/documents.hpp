@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include <array>
 #include <map>
@@ -18,6 +19,8 @@ struct Manifest {
     std::vector<std::string> labels;
     std::string precision, input;
     size_t image_size, embed_dim;
+    int64_t topk;
+    double alpha;
     std::array<size_t, 2> grid;
     std::array<float, 3> mean, std;
     double logit_scale;

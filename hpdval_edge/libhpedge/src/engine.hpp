@@ -28,8 +28,8 @@ struct EngineOptions {
 };
 
 // Both throw Error: HPEDGE_MISSING without the library, a device or an engine, HPEDGE_BAD_DATA where it refuses the
-// model. The bundle outlives the engine.
-std::unique_ptr<Engine> open_onnxruntime(const Bundle& bundle, const EngineOptions& options);
+// model. The bundle outlives the engine. ONNX Runtime's takes the model out of it, so that it is not held twice.
+std::unique_ptr<Engine> open_onnxruntime(Bundle& bundle, const EngineOptions& options);
 std::unique_ptr<Engine> open_tensorrt(const Bundle& bundle, const EngineOptions& options);
 
 // The engine that `hpedge build` left beside the bundle for this machine; null where this library was built without

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <openssl/evp.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <stdexcept>
@@ -15,6 +16,9 @@ std::string read_file(const std::string& path) {
     const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "rb"), fclose);
     if (!file) throw failure();
     std::string data;
+    struct stat status;
+    if (fstat(fileno(file.get()), &status) == 0 && S_ISREG(status.st_mode))
+        data.reserve(static_cast<size_t>(status.st_size) + SPARE);
     char block[1 << 16];
     while (const size_t count = fread(block, 1, sizeof block, file.get())) data.append(block, count);
     if (ferror(file.get())) throw failure();

@@ -1,8 +1,13 @@
 #pragma once
 
+#include <stddef.h>
+
 #include <string>
 
 namespace hpdval {
+
+// Bytes that may be appended to what `read_file` gives before all of it is copied.
+constexpr size_t SPARE = 4096;
 
 // Throws std::system_error with the system's reason.
 std::string read_file(const std::string& path);

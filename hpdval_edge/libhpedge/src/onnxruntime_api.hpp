@@ -19,6 +19,7 @@ struct SessionOptions;
 
 constexpr int LOG_ERRORS = 3, DEVICE_ALLOCATOR = 0, DEFAULT_MEMORY = 0;
 constexpr int FLOAT = 1, UINT8 = 2, FLOAT16 = 10;
+constexpr int FAIL = 1, INVALID_PROTOBUF = 7, NOT_IMPLEMENTED = 9, INVALID_GRAPH = 10;
 
 // A member at `POSITION` of the table.
 template <size_t POSITION, class Function>
@@ -27,6 +28,7 @@ struct Entry {
     Function* operator()(const void* const* table) const { return reinterpret_cast<Function*>(table[POSITION]); }
 };
 
+constexpr Entry<1, int(const Status*)> GetErrorCode{};
 constexpr Entry<2, const char*(const Status*)> GetErrorMessage{};
 constexpr Entry<3, Status*(int level, const char* name, Env**)> CreateEnv{};
 constexpr Entry<8, Status*(const Env*, const void* model, size_t bytes, const SessionOptions*, Session**)>

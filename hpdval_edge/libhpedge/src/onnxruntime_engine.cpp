@@ -2,10 +2,14 @@
 #include <dlfcn.h>
 #include <string.h>
 
+#include <array>
+#include <optional>
 #include <vector>
 
+#include "compiled_head.hpp"
 #include "engine.hpp"
 #include "error.hpp"
+#include "graph_outputs.hpp"
 #include "onnxruntime_api.hpp"
 
 namespace hpdval {
@@ -13,6 +17,23 @@ namespace {
 
 constexpr const char* REMEDY = "pip install onnxruntime has one, capi/libonnxruntime.so.* in its folder, and so has "
                                "every release of ONNX Runtime; name its path in hpedge_options.onnxruntime";
+
+// The head's inputs inside the graph, which are no outputs of the model as it is written (export/graph.py).
+constexpr const char *CLS = "cls", *PATCHES = "patches";
+
+// What ONNX Runtime reports.
+class Failure : public std::runtime_error {
+public:
+    Failure(int code, const std::string& message) : std::runtime_error(message), code_(code) {}
+    // As it says of a model that it cannot load.
+    bool of_the_model() const {
+        return code_ == ort::FAIL || code_ == ort::INVALID_GRAPH || code_ == ort::INVALID_PROTOBUF ||
+               code_ == ort::NOT_IMPLEMENTED;
+    }
+
+private:
+    int code_;
+};
 
 // A loaded library. It stays loaded: its threads may outlive a session.
 class Library {
@@ -36,9 +57,10 @@ public:
     void call(Entry entry, Arguments... arguments) const {
         ort::Status* status = entry(table_)(arguments...);
         if (!status) return;
+        const int code = ort::GetErrorCode(table_)(status);
         const std::string message = ort::GetErrorMessage(table_)(status);
         ort::ReleaseStatus(table_)(status);
-        throw std::runtime_error(message);
+        throw Failure(code, message);
     }
 
     template <class Entry, class T>
@@ -76,22 +98,25 @@ private:
 
 using OwnedValue = Owned<ort::Value, decltype(ort::ReleaseValue)>;
 
+// The compiled head, which takes the head's inputs out of the graph, or the graph's own in bundles that do not name
+// them: hpdval_edge/engine_onnxruntime.py.
 class OnnxRuntimeEngine final : public Engine {
 public:
-    OnnxRuntimeEngine(const Bundle& bundle, const EngineOptions& options)
+    OnnxRuntimeEngine(const Bundle& bundle, std::string model, const EngineOptions& options)
         : bundle_(bundle), library_(options.onnxruntime), env_(library_, ort::ReleaseEnv),
           session_(library_, ort::ReleaseSession), memory_(library_, ort::ReleaseMemoryInfo) {
         try {
-            Owned<ort::SessionOptions, decltype(ort::ReleaseSessionOptions)> session(library_,
-                                                                                    ort::ReleaseSessionOptions);
+            Settings settings(library_, ort::ReleaseSessionOptions);
             library_.call(ort::CreateEnv, ort::LOG_ERRORS, "hpedge", env_.out());
-            library_.call(ort::CreateSessionOptions, session.out());
-            library_.call(ort::SetSessionLogSeverityLevel, session.get(), ort::LOG_ERRORS);
-            library_.call(ort::SetIntraOpNumThreads, session.get(), options.threads);
+            library_.call(ort::CreateSessionOptions, settings.out());
+            library_.call(ort::SetSessionLogSeverityLevel, settings.get(), ort::LOG_ERRORS);
+            library_.call(ort::SetIntraOpNumThreads, settings.get(), options.threads);
             library_.call(ort::CreateCpuMemoryInfo, ort::DEVICE_ALLOCATOR, ort::DEFAULT_MEMORY, memory_.out());
-            library_.call(ort::CreateSessionFromArray, env_.get(), bundle.model.data(), bundle.model.size(),
-                          session.get(), session_.out());
-        } catch (const std::runtime_error& error) {
+            if (load_with_border(model, settings))
+                head_.emplace(bundle, options.threads);
+            else
+                load(model, settings);
+        } catch (const Failure& error) {
             throw Error(HPEDGE_BAD_DATA, "ONNX Runtime " + library_.version() + " cannot load " + bundle.path +
                                              "/model.onnx: " + error.what() + ".");
         }
@@ -108,28 +133,62 @@ public:
     }
 
 private:
+    using Settings = Owned<ort::SessionOptions, decltype(ort::ReleaseSessionOptions)>;
+
+    void load(const std::string& model, const Settings& settings) {
+        library_.call(ort::CreateSessionFromArray, env_.get(), model.data(), model.size(), settings.get(),
+                      session_.out());
+    }
+
+    // False, and nothing loaded, where the graph has no values of these names or cannot be loaded.
+    bool load_with_border(std::string& model, const Settings& settings) {
+        const size_t size = model.size();
+        add_outputs(model, {CLS, PATCHES});
+        try {
+            load(model, settings);
+            return true;
+        } catch (const Failure& failure) {
+            if (!failure.of_the_model()) throw;
+        }
+        model.resize(size);
+        return false;
+    }
+
     void run_session(const void* images, size_t count, float* scores, float* patch_scores) {
+        const size_t labels = bundle_.labels.size(), rows = count * bundle_.patches();
+        OwnedValue first(library_, ort::ReleaseValue), second(library_, ort::ReleaseValue);
+        if (head_) {
+            fetch(images, count, {CLS, PATCHES}, first, second);
+            const Rows cls = rows_of(first, count * bundle_.embed_dim);
+            head_->run(cls, rows_of(second, rows * bundle_.embed_dim), count, scores, patch_scores);
+            return;
+        }
+        fetch(images, count, {"scores", patch_scores ? "patch_scores" : nullptr}, first, second);
+        copy(first, count * labels, scores);
+        if (patch_scores) copy(second, rows * labels, patch_scores);
+    }
+
+    // Runs the session for one or two of its outputs.
+    void fetch(const void* images, size_t count, const std::array<const char*, 2>& wanted, OwnedValue& first,
+               OwnedValue& second) const {
         const auto size = static_cast<int64_t>(bundle_.image_size), n = static_cast<int64_t>(count);
         const bool levels = bundle_.input == Input::uint8;
         const int type = levels ? ort::UINT8 : bundle_.input == Input::float16 ? ort::FLOAT16 : ort::FLOAT;
-        const auto labels = static_cast<int64_t>(bundle_.labels.size());
-        const auto width = static_cast<int64_t>(bundle_.embed_dim);
-        const std::vector<int64_t> shape = {n, levels ? size : 3, size, levels ? 3 : size}, bank = {labels, width};
+        // Where nothing of it is wanted the graph's own head runs on one label: the API cannot leave it out.
+        const size_t labels = head_ ? 1 : bundle_.labels.size(), bytes = labels * bundle_.embed_dim * sizeof(float);
+        const std::vector<int64_t> shape = {n, levels ? size : 3, size, levels ? 3 : size};
+        const std::vector<int64_t> bank = {static_cast<int64_t>(labels), static_cast<int64_t>(bundle_.embed_dim)};
         OwnedValue image(library_, ort::ReleaseValue), global(library_, ort::ReleaseValue);
         OwnedValue local(library_, ort::ReleaseValue);
         lend(images, count * bundle_.image_bytes(), shape, type, image);
-        lend(bundle_.text_global.data(), bundle_.text_global.size() * sizeof(float), bank, ort::FLOAT, global);
-        lend(bundle_.text_local.data(), bundle_.text_local.size() * sizeof(float), bank, ort::FLOAT, local);
+        lend(bundle_.text_global.data(), bytes, bank, ort::FLOAT, global);
+        lend(bundle_.text_local.data(), bytes, bank, ort::FLOAT, local);
         const char* const names[] = {"image", "text_global", "text_local"};
         const ort::Value* const inputs[] = {image.get(), global.get(), local.get()};
-        const char* const output_names[] = {"scores", "patch_scores"};
-        OwnedValue first(library_, ort::ReleaseValue), second(library_, ort::ReleaseValue);
         ort::Value* outputs[] = {nullptr, nullptr};
-        const size_t wanted = patch_scores ? 2 : 1;
-        library_.call(ort::Run, session_.get(), nullptr, names, inputs, size_t{3}, output_names, wanted, outputs);
+        library_.call(ort::Run, session_.get(), nullptr, names, inputs, size_t{3}, wanted.data(),
+                      size_t{wanted[1] ? 2u : 1u}, outputs);
         *first.out() = outputs[0], *second.out() = outputs[1];
-        copy(first.get(), count * bundle_.labels.size(), scores);
-        if (patch_scores) copy(second.get(), count * bundle_.patches() * bundle_.labels.size(), patch_scores);
     }
 
     // The API takes inputs as mutable and only reads them.
@@ -138,20 +197,29 @@ private:
                       shape.size(), type, value.out());
     }
 
-    void copy(ort::Value* value, size_t count, float* out) const {
+    void copy(const OwnedValue& value, size_t count, float* out) const {
+        const Rows rows = rows_of(value, count);
+        if (rows.dtype != Dtype::float32) throw std::runtime_error("an output is not in float32");
+        memcpy(out, rows.data, count * sizeof(float));
+    }
+
+    // An output's `count` numbers, which live as long as it does.
+    Rows rows_of(const OwnedValue& value, size_t count) const {
         Owned<ort::TensorInfo, decltype(ort::ReleaseTensorTypeAndShapeInfo)> info(library_,
                                                                                  ort::ReleaseTensorTypeAndShapeInfo);
         size_t found = 0;
         int type = 0;
         void* data = nullptr;
-        library_.call(ort::GetTensorTypeAndShape, value, info.out());
+        library_.call(ort::GetTensorTypeAndShape, value.get(), info.out());
         library_.call(ort::GetTensorElementType, info.get(), &type);
         library_.call(ort::GetTensorShapeElementCount, info.get(), &found);
-        library_.call(ort::GetTensorMutableData, value, &data);
-        if (type != ort::FLOAT || found != count)
+        library_.call(ort::GetTensorMutableData, value.get(), &data);
+        if (found != count)
             throw std::runtime_error("an output has " + std::to_string(found) + " numbers and should have " +
                                      std::to_string(count));
-        memcpy(out, data, count * sizeof(float));
+        if (type != ort::FLOAT && type != ort::FLOAT16)
+            throw std::runtime_error("an output is neither in float32 nor in float16");
+        return {data, type == ort::FLOAT ? Dtype::float32 : Dtype::float16};
     }
 
     const Bundle& bundle_;
@@ -159,12 +227,13 @@ private:
     Owned<ort::Env, decltype(ort::ReleaseEnv)> env_;
     Owned<ort::Session, decltype(ort::ReleaseSession)> session_;
     Owned<ort::MemoryInfo, decltype(ort::ReleaseMemoryInfo)> memory_;
+    std::optional<CompiledHead> head_;
 };
 
 }  // namespace
 
-std::unique_ptr<Engine> open_onnxruntime(const Bundle& bundle, const EngineOptions& options) {
-    return std::make_unique<OnnxRuntimeEngine>(bundle, options);
+std::unique_ptr<Engine> open_onnxruntime(Bundle& bundle, const EngineOptions& options) {
+    return std::make_unique<OnnxRuntimeEngine>(bundle, std::move(bundle.model), options);
 }
 
 }  // namespace hpdval

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "error.hpp"
+#include "instruction_set.hpp"
 
 namespace hpdval {
 namespace {
@@ -85,7 +86,8 @@ Geometry squash(size_t width, size_t height, size_t size) {
 }  // namespace
 
 Preparer::Preparer(const Bundle& bundle)
-    : size_(bundle.image_size), word_(word_of(bundle.input)), table_(make_table(bundle, word_)) {}
+    : size_(bundle.image_size), word_(word_of(bundle.input)), isa_(chosen_isa(preprocess_isas())),
+      table_(make_table(bundle, word_)) {}
 
 std::shared_ptr<const Plan> Preparer::plan_for(size_t width, size_t height) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -98,7 +100,7 @@ void Preparer::prepare(const hpedge_image& image, size_t index, void* out) {
     const hpedge_image picture = checked(image, index);
     const auto plan = plan_for(static_cast<size_t>(picture.width), static_cast<size_t>(picture.height));
     const bool swap = picture.format == HPEDGE_BGR || picture.format == HPEDGE_BGRX;
-    Resizer resizer(*plan, *preprocess_isas().front(), {out, table_.empty() ? nullptr : table_.data(), word_, swap});
+    Resizer resizer(*plan, isa_, {out, table_.empty() ? nullptr : table_.data(), word_, swap});
     if (picture.format == HPEDGE_NV12)
         resizer.push_nv12(picture.data, picture.stride, picture.chroma, picture.chroma_stride);
     else

@@ -16,6 +16,7 @@ namespace hpdval {
 
 class Preparer {
 public:
+    // Throws Error as `instruction_set`.
     explicit Preparer(const Bundle& bundle);
 
     // Squashes picture `index` of a call to the model's size, normalises it and writes Bundle::image_bytes() to `out`.
@@ -26,6 +27,7 @@ private:
     std::shared_ptr<const Plan> plan_for(size_t width, size_t height);
 
     const size_t size_, word_;
+    const PreprocessIsa& isa_;
     std::vector<uint8_t> table_;  // [3, 256] words, empty where the model takes levels
     std::mutex mutex_;
     std::shared_ptr<const Plan> plan_;  // of the last picture: frames of a video have one size

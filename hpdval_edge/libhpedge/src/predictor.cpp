@@ -19,7 +19,7 @@ void check_options(const PredictorOptions& options, size_t labels) {
 }
 
 // What was named, a backend or an engine, is never replaced.
-std::unique_ptr<Engine> open_engine(const Bundle& bundle, const PredictorOptions& options) {
+std::unique_ptr<Engine> open_engine(Bundle& bundle, const PredictorOptions& options) {
     const std::string& name = options.backend;
     if (name != "auto" && name != "onnxruntime" && name != "tensorrt")
         throw Error(HPEDGE_USAGE, "backend '" + name + "' is not one of auto, onnxruntime, tensorrt.");
@@ -39,7 +39,7 @@ Predictor::Predictor(const std::string& path, const PredictorOptions& options)
     check_options(options, bundle_.labels.size());
     if (options.threshold) bundle_.thresholds.assign(bundle_.labels.size(), *options.threshold);
     engine_ = open_engine(bundle_, options);
-    // The engine has a copy of its own.
+    // The engine has what it needs of it.
     std::string().swap(bundle_.model);
     if (bundle_.fitted_at != bundle_.precision)
         warning_ = "bundle " + path + " computes in " + bundle_.precision +
