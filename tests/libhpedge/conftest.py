@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "cpp" / "libhpedge"
 DOUBLE = PROGRAMS / "tensorrt_double"
+# What the kinds of build are configured from: both ways that docs/libhpedge.md names.
+SOURCES = {"plain": ROOT, "sanitized": ROOT / "hpdval_edge" / "libhpedge"}
 # Of the compilers, by kind of build; unoptimised, which compiles fastest. "sanitized" has TensorRT's double as well.
 FLAGS = {"plain": "-O0", "sanitized": "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all"}
 # cmake of this environment, also when it is not activated.
@@ -21,7 +23,7 @@ PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
 def json_headers():
-    """Arguments of the compiler where nlohmann/json.hpp comes with a Python package."""
+    """Folders of nlohmann/json.hpp where it comes with a Python package."""
     spec = importlib.util.find_spec("nlohmann_json")
     return [str(Path(folder) / "include") for folder in (spec.submodule_search_locations if spec else [])]
 
@@ -55,6 +57,18 @@ def run(*command, code=0, cwd=None, **environment):
 def cmake(source, build, *options):
     run("cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Debug", *options)
     run("cmake", "--build", build, "-j2")
+
+
+def wheel(folder):
+    """The Python package unpacked, with libhpedge inside, built as ``pip install . -C`` does."""
+    given = ["build-dir=" + str(folder / "build"), "cmake.build-type=Debug", "cmake.define.HPEDGE_LIBRARY=ON"]
+    given += [f"cmake.define.CMAKE_CXX_FLAGS_DEBUG={FLAGS['plain']}"]
+    given += [f"cmake.define.NLOHMANN_JSON_INCLUDE_DIR={path}" for path in json_headers()]
+    settings = [part for setting in given for part in ("-C", setting)]
+    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder / "wheel", *settings, ROOT)
+    (built,) = (folder / "wheel").iterdir()
+    shutil.unpack_archive(built, folder / "unpacked", "zip")
+    return folder / "unpacked"
 
 
 def tensorrt_options(folder):
@@ -92,7 +106,7 @@ def install(tmp_path_factory):
             flags = [f"-DCMAKE_{language}_FLAGS_DEBUG={FLAGS[kind]}" for language in ("C", "CXX")]
             given = [f"-DNLOHMANN_JSON_INCLUDE_DIR={path}" for path in json_headers()]
             given += tensorrt_options(folder) if kind == "sanitized" else []
-            cmake(ROOT, folder / "build", "-DHPEDGE_LIBRARY=ON", *flags, *given)
+            cmake(SOURCES[kind], folder / "build", *flags, *given)
             run("cmake", "--install", folder / "build", "--prefix", folder / "first")
             # A tree that was moved serves as well.
             (folder / "first").rename(folder / "installed")
@@ -145,8 +159,8 @@ def driver(drivers):
 
 @pytest.fixture(scope="session")
 def tools():
-    """``run`` and ``cmake``, which configures and builds."""
-    return SimpleNamespace(run=run, cmake=cmake)
+    """``run``, ``cmake``, which configures and builds, and ``wheel``."""
+    return SimpleNamespace(run=run, cmake=cmake, wheel=wheel)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from hpdval_edge.kernels import compiled, preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "hpdval_edge" / "libhpedge"
+PROGRAMS = ROOT / "tests" / "cpp" / "libhpedge"
 FORMATS = {"rgb": 0, "bgr": 1, "rgbx": 2, "bgrx": 3, "nv12": 4}
 pytestmark = pytest.mark.slow
 
@@ -259,6 +260,14 @@ def test_the_example(install, tiny_bundle, tiny, tmp_path, onnxruntime, tools):
     if shutil.which("pkg-config"):
         flags = tools.run("pkg-config", "--cflags", "--libs", "hpedge", PKG_CONFIG_PATH=str(tree / "lib" / "pkgconfig"))
         tools.run("g++", "-std=c++17", LIBRARY / "example" / "classify.cpp", *flags.split(), "-o", tmp_path / "linked")
+
+
+def test_in_the_python_package(install, tmp_path, tiny_bundle, onnxruntime, tools):
+    """It is found there, links and runs. Planted: a wheel that leaves out hpdval_edge/libhpedge/ altogether."""
+    install("plain")  # or skips
+    tree = tools.wheel(tmp_path) / "hpdval_edge" / "libhpedge" / "installed"
+    tools.cmake(PROGRAMS, tmp_path / "programs", f"-DCMAKE_PREFIX_PATH={tree}")
+    assert tools.run(tmp_path / "programs" / "wrapper", tiny_bundle, onnxruntime) == "right\n"
 
 
 def test_only_the_c_functions_are_exported(install, tools):
