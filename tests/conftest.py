@@ -69,6 +69,27 @@ def served():
 
 
 @pytest.fixture
+def opened():
+    """Open sources that are closed at the end, and whose threads must be gone then."""
+    from hpdval_edge.sources.open import open_source
+    from hpdval_edge.sources.options import SourceOptions
+
+    # Nothing takes as long as this; what does not come in time fails its test instead of hanging it.
+    long, sources = 60.0, []
+
+    def open_(address, **options):
+        sources.append(open_source([address], SourceOptions(**{"duration": long, "stall": 20.0, **options})))
+        return sources[-1]
+
+    yield open_
+    for source in sources:
+        source.close()
+        thread = source.parts[0]._thread
+        thread.join(long)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
 def record(tmp_path):
     """Write files as a machine has them, below a root of their own; returns the root."""
 

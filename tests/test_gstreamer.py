@@ -11,8 +11,6 @@ from hpdval_edge.errors import MissingDependency, UsageError
 from hpdval_edge.sources import live
 from hpdval_edge.sources.gstreamer import _gst
 from hpdval_edge.sources.live import Lost
-from hpdval_edge.sources.open import open_source
-from hpdval_edge.sources.options import SourceOptions
 
 # PyGObject's importer is of an old kind, of which newer Pythons warn.
 pytestmark = pytest.mark.filterwarnings("ignore::ImportWarning")
@@ -22,29 +20,12 @@ try:
         GST = _gst()
 except MissingDependency as error:
     pytest.skip(str(error), allow_module_level=True)
-# Nothing takes as long as this; what does not come in time fails its test instead of hanging it.
-LONG = 60.0
 
 
 def needs(*elements):
     for element in elements:
         if GST.ElementFactory.find(element) is None:
             pytest.skip(f"GStreamer has no element {element} here")
-
-
-@pytest.fixture
-def opened():
-    sources = []
-
-    def open_(address, **options):
-        sources.append(open_source([address], SourceOptions(**{"duration": LONG, "stall": 20.0, **options})))
-        return sources[-1]
-
-    yield open_
-    for source in sources:
-        source.close()
-        source.parts[0]._thread.join(LONG)
-        assert not source.parts[0]._thread.is_alive()
 
 
 def test_a_pipeline_of_ones_own(opened):

@@ -32,23 +32,6 @@ def server(request):
 
 
 @pytest.fixture
-def opened():
-    """Open sources that are closed at the end, and whose threads must be gone then."""
-    sources = []
-
-    def open_(address, **options):
-        sources.append(open_source([address], SourceOptions(**{"duration": LONG, "stall": 20.0, **options})))
-        return sources[-1]
-
-    yield open_
-    for source in sources:
-        source.close()
-        thread = source.parts[0]._thread
-        thread.join(LONG)
-        assert not thread.is_alive()
-
-
-@pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(live, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(live, "LONGEST_WAIT", 0.2)
