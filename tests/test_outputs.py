@@ -190,12 +190,13 @@ def frames_of(path):
 
 
 def test_a_film_becomes_a_film_and_a_picture_a_picture(make_result, two_labels, tmp_path):
-    """Planted mistakes: times lost, labels not drawn, two films in one file."""
+    """Planted mistakes: times lost, labels not drawn, two films in one file, each kept open until the end."""
     output = Overlays(tmp_path, two_labels)
     output.write(make_result())
-    for index in range(5):
-        output.write(make_result("in/door.mp4", index=index, time=10 + index / 2, size=(161, 121)))
-        output.write(make_result("other/door.mp4", (0.1, 0.1), index, 10 + index / 2, size=(161, 121)))
+    for source, scores in {"in/door.mp4": (0.3, 0.1), "other/door.mp4": (0.1, 0.1)}.items():
+        for index in range(5):
+            output.write(make_result(source, scores, index, 10 + index / 2, size=(161, 121)))
+    assert len(frames_of(tmp_path / "door.mp4")) == 5
     output.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["door-2.mp4", "door.mp4", "photo.png"]
     named, nameless = frames_of(tmp_path / "door.mp4"), frames_of(tmp_path / "door-2.mp4")

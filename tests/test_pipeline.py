@@ -8,7 +8,6 @@ import pytest
 
 from hpdval_edge.errors import BadData
 from hpdval_edge.infer import infer
-from hpdval_edge.outputs.overlays import Overlays
 from hpdval_edge.pipeline import MOST_WORKERS, Schedule, classify, schedule
 from hpdval_edge.sources.frame import Frame
 
@@ -320,22 +319,6 @@ def test_an_output_that_cannot_be_closed_keeps_no_other_open():
     with pytest.raises(OSError, match="disk full"):
         infer(Numbers(), Source(3), [Closes("full"), Closes("other")], plan=PLAN)
     assert closed == ["full", "other"]
-
-
-def test_a_film_that_cannot_be_ended_keeps_no_other_open(two_labels, tmp_path):
-    """Planted mistake: closed one after another, up to the first that raises."""
-    closed = []
-
-    class Broken:
-        def close(self):
-            closed.append(self)
-            raise OSError("disk full")
-
-    output = Overlays(tmp_path, two_labels)
-    output.films = {"a.mp4": Broken(), "b.mp4": Broken()}
-    with pytest.raises(OSError, match="disk full"):
-        output.close()
-    assert len(closed) == 2
 
 
 def test_a_live_source_gives_frames_one_by_one():

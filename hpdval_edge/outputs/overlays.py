@@ -7,7 +7,7 @@ from PIL import Image
 
 from hpdval_edge.outputs.film import Film
 from hpdval_edge.outputs.names import FileNames
-from hpdval_edge.outputs.output import ModelInfo, Result, close_all
+from hpdval_edge.outputs.output import ModelInfo, Result
 from hpdval_edge.overlay import draw_frame, draw_overlay, save_overlay
 from hpdval_edge.sources.frame import Pixels
 
@@ -31,7 +31,8 @@ class Overlays:
         self.names = FileNames(folder)
         self.model = model
         self.label = label
-        self.films: dict[str, Film] = {}
+        # The last film's source, and what is made of it.
+        self.film: tuple[str, Film] | None = None
 
     def write(self, result: Result) -> None:
         """Draw and save one picture, or add one frame to its film."""
@@ -51,12 +52,15 @@ class Overlays:
         save_overlay(path.with_name(f"{path.name}.png"), page)
 
     def _film(self, source: str) -> Film:
-        if source not in self.films:
+        """The film of ``source``; one of another source is finished, for each open one holds a file and an encoder."""
+        if self.film is None or self.film[0] != source:
+            self.close()
             path = self.names(source)
-            self.films[source] = Film(path.with_name(f"{path.name}.mp4"))
-        return self.films[source]
+            self.film = source, Film(path.with_name(f"{path.name}.mp4"))
+        return self.film[1]
 
     def close(self) -> None:
-        """Finish the films; each picture was whole when it was written."""
-        films, self.films = self.films, {}
-        close_all([*films.values()])
+        """Finish the film; those before it, and each picture, are whole."""
+        last, self.film = self.film, None
+        if last:
+            last[1].close()
