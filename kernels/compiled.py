@@ -1,6 +1,6 @@
 """The compiled kernels of a CPU: whether they can be loaded, and the instruction set that each runs with.
 
-The environment variable HPEDGE_ISA names one for all of them, and is read here alone.
+The environment variable HPEDGE_ISA names one for all of them; it is read here alone, and in libhpedge for C and C++.
 """
 
 from __future__ import annotations
