@@ -19,9 +19,7 @@ Change = Callable[[Bundle], Callable[[], object]]
 NOTHING_YET = (
     "nothing was changed, and will not be. Try again; where it takes that long, start with a larger --edit-timeout."
 )
-WRITING = (
-    "it is being written, whole or not at all; look at the labels (GET /v1/labels) before you send it again."
-)
+WRITING = "it is being written, whole or not at all; look at the labels (GET /v1/labels) before you send it again."
 WRITTEN = "it is written, and the old labels answer until the engine is ready; GET /v1/labels says when."
 
 
