@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -184,6 +185,8 @@ def test_half_a_copy_is_told_once_and_taken_over_when_the_rest_is_there(served, 
         failed = len(tries.found)
         wait_for_looks(tries, 3)
         assert len(tries.found) == failed
+        os.utime(manifest)
+        until(lambda: len(tries.found) > failed)
         model.write_bytes(content)
         until(lambda: reloads(client, 1))
     err = capsys.readouterr().err
