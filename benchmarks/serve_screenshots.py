@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("label")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bundle = shutil.copytree(arguments.bundle, Path(folder) / arguments.bundle.name)
         mark_fourth(bundle, arguments.picture)
