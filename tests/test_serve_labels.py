@@ -81,15 +81,22 @@ def test_labels_are_edited_live(served, own_bundle):
             assert sentence in refused.json()["error"]
 
 
-def test_labels_are_added_by_a_signed_file(served, own_bundle, tmp_path):
-    """Planted mistakes: the signature not looked at; a file taken though the server has no key."""
+@pytest.fixture
+def signed(own_bundle, tmp_path):
+    """A public key, and the content of a file signed for it with the label "dusk" for ``own_bundle``."""
     pytest.importorskip("cryptography", reason="the extra [labels] is not installed")
-    predictor = Predictor(own_bundle, threads=1)
-    bundle = predictor.bundle
+    bundle = load_bundle(own_bundle)
     new = NewLabels(("dusk",), bundle.text_global[:1], bundle.text_local[:1], bundle.manifest.provenance["text_space"])
     public = make_keys(tmp_path / "labels.key")
     write_labels(tmp_path / "new.labels", new, tmp_path / "labels.key")
-    content = (tmp_path / "new.labels").read_bytes()
+    return public, (tmp_path / "new.labels").read_bytes()
+
+
+def test_labels_are_added_by_a_signed_file(served, own_bundle, signed):
+    """Planted mistakes: the signature not looked at; a file taken though the server has no key."""
+    public, content = signed
+    predictor = Predictor(own_bundle, threads=1)
+    bundle = predictor.bundle
 
     def send(client, content: bytes):
         return client.post("/v1/labels/add", files={"file": ("new.labels", content)})
@@ -208,20 +215,16 @@ def hold(monkeypatch):
     opened.set()
 
 
-def test_an_edit_that_is_not_ready_in_time_changes_nothing(served, own_bundle, hold, tmp_path):
+def test_an_edit_that_is_not_ready_in_time_changes_nothing(served, own_bundle, hold, signed):
     """As where a teacher is loaded for minutes. Planted mistakes: no limit; written all the same, after its client was
     told; the next one begins before the thread of this one has ended.
     """
-    pytest.importorskip("cryptography", reason="the extra [labels] is not installed")
+    public, signed_file = signed
     predictor = Predictor(own_bundle, threads=1)
-    bundle = predictor.bundle
-    new = NewLabels(("dusk",), bundle.text_global[:1], bundle.text_local[:1], bundle.manifest.provenance["text_space"])
-    public = make_keys(tmp_path / "labels.key")
-    write_labels(tmp_path / "new.labels", new, tmp_path / "labels.key")
     before = content(own_bundle)
     opened = hold("additions", "unpack_labels")
     with served(predictor, edit=True, key=public, edit_timeout=0.3) as client:
-        sent = {"file": ("new.labels", (tmp_path / "new.labels").read_bytes())}
+        sent = {"file": ("new.labels", signed_file)}
         late = client.post("/v1/labels/add", files=sent)
         assert late.status_code == 504
         assert late.json()["error"] == (
