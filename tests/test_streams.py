@@ -149,9 +149,11 @@ def test_credentials_open_the_door_and_are_not_printed(opened, capsys):
 @pytest.mark.parametrize("kind", ["HttpServer", "RtspServer"])
 @pytest.mark.parametrize("given", ["", "user:wrong@"])
 def test_a_wrong_password_is_one_sentence(kind, given, opened):
+    """Planted mistake: an example of another protocol."""
     server = STREAM_SERVER[kind](password="right")
+    example = server.address.replace("//", "//user:password@").removesuffix("/live")
     try:
-        with pytest.raises(UsageError, match="wants a name and a password, give them as in rtsp://user:password@host"):
+        with pytest.raises(UsageError, match=f"wants a name and a password, give them as in {example}"):
             next(iter(opened(server.address.replace("//", f"//{given}"))))
     finally:
         server.kill()

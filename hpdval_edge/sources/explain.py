@@ -25,7 +25,8 @@ def connection_error(error: av.FFmpegError | OSError, address: str) -> HpedgeErr
     """What a stream that cannot be opened means; ``Lost`` where trying again may help."""
     name, server = masked(address), host(address)
     if isinstance(error, av.error.HTTPUnauthorizedError):
-        return UsageError(f"{name}: the server wants a name and a password, give them as in rtsp://user:password@host.")
+        given = f"{scheme(address)}://user:password@{server}"
+        return UsageError(f"{name}: the server wants a name and a password, give them as in {given}.")
     if isinstance(error, av.error.HTTPForbiddenError):
         return UsageError(f"{name}: the server refuses this user; check the name and the password.")
     if isinstance(error, av.error.HTTPNotFoundError):
