@@ -2,7 +2,9 @@
 
 import base64
 import io
+import runpy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,7 @@ ATOL = 1e-4
 JPEG_HEAD = b"\xff\xd8\xff\xe0 not much of a picture"
 
 
-def picture(number: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    """The PNG file of a picture of its own for every number; size is (width, height)."""
-    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+picture = runpy.run_path(str(Path(__file__).with_name("serve_pictures.py")))["picture"]
 
 
 def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:

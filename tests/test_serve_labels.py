@@ -1,10 +1,12 @@
 """``hpedge serve``: labels that are edited, by clients and by other programs, while pictures are classified."""
 
 import io
+import runpy
 import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +21,7 @@ from hpdval_edge.predictor import Predictor
 ATOL = 1e-4
 
 
-def picture(number: int) -> bytes:
-    """The PNG file of a picture of its own for every number."""
-    file = io.BytesIO()
-    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+picture = runpy.run_path(str(Path(__file__).with_name("serve_pictures.py")))["picture"]
 
 
 def files(content: bytes) -> dict[str, tuple[str, bytes]]:

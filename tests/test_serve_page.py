@@ -3,7 +3,10 @@
 import io
 import json
 import re
+import runpy
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +63,8 @@ def predictor(tiny_bundle):
     return Predictor(tiny_bundle, "onnxruntime", threads=1)
 
 
-def picture(number: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
-    file = io.BytesIO()
-    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+SERVE_PICTURES = runpy.run_path(str(Path(__file__).with_name("serve_pictures.py")))
+picture = partial(SERVE_PICTURES["picture"], size=(60, 40))
 
 
 def choose(page, content: bytes, name: str = "photo.png") -> None:
@@ -133,7 +133,7 @@ def test_a_picture_from_anywhere_becomes_bars(open_page, second_and_last, kind):
 def test_a_label_opens_its_heat_map_where_the_patches_are(open_page, predictor):
     """Planted mistakes: rows and columns swapped; the map of the label clicked before."""
     page = open_page(predictor)
-    content = picture(2, (80, 80))
+    content = picture(2, size=(80, 80))
     choose(page, content)
     bars(page)
     found = predictor(Image.open(io.BytesIO(content)))

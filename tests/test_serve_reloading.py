@@ -3,14 +3,15 @@
 import io
 import json
 import os
+import runpy
 import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,12 +26,7 @@ WAIT = 60
 ATOL = 1e-4
 
 
-def picture(number: int) -> bytes:
-    """The PNG file of a picture of its own for every number."""
-    file = io.BytesIO()
-    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
+picture = runpy.run_path(str(Path(__file__).with_name("serve_pictures.py")))["picture"]
 
 
 def post(client, number: int = 0) -> dict:
