@@ -29,6 +29,16 @@ def test_pictures_that_share_a_stem_are_numbered():
     assert names_of([("x/a.jpg", None), ("y/A.jpg", None), ("a-2.png", None)]) == ["a", "A-2", "a-2-2"]
 
 
+def test_what_lies_in_the_folder_is_kept(tmp_path):
+    """Planted mistakes: names up to their last dot alone; a name that no file has; a folder that is not there yet."""
+    assert FileNames(tmp_path / "later", keep=True)("a.jpg").name == "a"
+    for name in ("a.png", "film.mp4", "map.red.png", "map.red.v2.png", "A B.png"):
+        (tmp_path / name).touch()
+    given = FileNames(tmp_path, keep=True)
+    sources = ("a.jpg", "b.jpg", "x/film.mp4", "map.jpg", "map.red.jpg", "a b.jpg", "a.png")
+    assert [given(source).name for source in sources] == ["a-2", "b", "film-2", "map-2", "map.red-2", "a b-2", "a-3"]
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_frame_and_a_picture_that_is_called_like_it(turned):
     """As the frames are that somebody took out of the film. Planted mistake: names of frames given unseen."""

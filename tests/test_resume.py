@@ -14,6 +14,7 @@ import pytest
 
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
+from hpdval_edge.outputs.output import close_all
 from hpdval_edge.outputs.resume import BLOCK, Remaining, Written, cut_half_line, remaining
 from hpdval_edge.sources.frame import Frame
 
@@ -162,6 +163,24 @@ def test_resume_needs_a_file_that_can_go_on(run_hpedge, arguments):
     """Planted mistake: the check after the bundle was loaded."""
     code, _, err = run_hpedge("infer", "x.jpg", "--resume", *arguments)
     assert code == 2 and "--resume goes on with a file: pass --output FILE, ending in .jsonl or .csv" in err
+
+
+def test_pictures_made_before_stay(make_result, two_labels, tmp_path):
+    """Planted mistakes: either folder's names begin anew with --resume, so that another photo.jpg is written over."""
+    overlays, maps = tmp_path / "overlays", tmp_path / "maps"
+    made = {}
+    for turn, resume in enumerate((False, True)):
+        options = OutputOptions(output=tmp_path / "r.jsonl", overlay=overlays, maps=maps, map_raw=True, resume=resume)
+        outputs = open_outputs(options, None, two_labels, sys.stdout)
+        for output in outputs:
+            output.write(make_result(f"{turn}/photo.jpg"))
+            output.write(make_result("film.mp4", index=turn, time=0.0))
+        close_all(outputs)
+        assert {path: path.read_bytes() for path in made} == made
+        made = {path: path.read_bytes() for folder in (overlays, maps) for path in folder.iterdir()}
+    assert {path.name for path in overlays.iterdir()} == {"photo.png", "photo-2.png", "film.mp4", "film-2.mp4"}
+    stems = ("photo", "photo-2", "film-000000", "film-000001")
+    assert {path.name for path in maps.iterdir()} == {f"{stem}.{end}" for stem in stems for end in ("red.png", "npz")}
 
 
 def test_interrupted_and_resumed_is_the_same_file(tiny, tiny_bundle, tmp_path):

@@ -80,9 +80,10 @@ def open_outputs(options: OutputOptions, bundle: Bundle, model: ModelInfo, stdou
         if options.monitor is not None:
             outputs.append(Monitor(options.monitor, bundle, copies=options.monitor_copies))
         if options.overlay is not None:
-            outputs.append(Overlays(options.overlay, model, next(iter(options.map_labels), None)))
+            label = next(iter(options.map_labels), None)
+            outputs.append(Overlays(options.overlay, model, label, keep=options.resume))
         if options.maps is not None:
-            outputs.append(HeatMaps(options.maps, model, options.map_labels, raw=options.map_raw))
+            outputs.append(HeatMaps(options.maps, model, options.map_labels, raw=options.map_raw, keep=options.resume))
         # First of all, so that what fails is what people look at.
         outputs.insert(0, _records(options, model, stdout))
     except BaseException:

@@ -25,14 +25,14 @@ class HeatMaps:
     """Writes ``NAME.LABEL.png``, the picture under the map of each label that is wanted, into ``folder``.
 
     raw: also ``NAME.npz`` with ``labels``, n names, and ``maps``, float32 [n, rows, columns], the cosine of each patch
-    with each. Where none is wanted, the map is that of the picture's best label. A label that
-    is gone from a bundle when it is loaded again is left out.
+    with each. keep: whether what lies in the folder stays. Where none is wanted, the map is that of the picture's best
+    label. A label that is gone from a bundle when it is loaded again is left out.
     """
 
     pictures = True
 
-    def __init__(self, folder: Path, model: ModelInfo, wanted: Sequence[str], *, raw: bool) -> None:
-        self.names = FileNames(folder)
+    def __init__(self, folder: Path, model: ModelInfo, wanted: Sequence[str], *, raw: bool, keep: bool = False) -> None:
+        self.names = FileNames(folder, keep=keep)
         self.model = model
         self.wanted = wanted
         self.raw = raw

@@ -1,6 +1,7 @@
 """File names for pictures and films, and for what is made of them."""
 
 import hashlib
+import os
 import re
 import struct
 from bisect import bisect_left
@@ -35,11 +36,16 @@ class FileNames:
     FILTER_BYTES, however many there are: it knows each name that it has seen, and takes few others for one, which then
     get a number that they had not needed: 1 in 100,000 at a million names, 1 in 25 at ten million. Long after, numbers
     become too long for a file's name.
+
+    Args:
+        keep: whether what lies in ``folder`` stays, so that its names count as given.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep: bool = False) -> None:
         self.folder = folder
         self.filter = bytearray(FILTER_BYTES)
+        if keep and folder.is_dir():
+            self._keep()
         # The last film's source and name: frames of films come film by film.
         self.film: tuple[str, str] | None = None
 
@@ -55,6 +61,13 @@ class FileNames:
             self.film = frame.source, self(frame.source).name
         return self.folder / self._new(f"{self.film[1]}-{frame.index:06}")
 
+    def _keep(self) -> None:
+        """Count the names of the folder's files as given: of ``photo.dog.png`` ``photo`` and ``photo.dog``."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                for dot in re.finditer(r"\.", entry.name):
+                    self._give(entry.name[: dot.start()])
+
     def _new(self, stem: str) -> str:
         """``stem``, or with the lowest number behind it that is free, which is then given."""
         name = stem
@@ -66,9 +79,12 @@ class FileNames:
             numbers = range(max(2, free // 2), free)
             number = numbers.start + bisect_left(numbers, True, key=lambda each: not self._is_given(f"{stem}-{each}"))
             name = f"{stem}-{number}"
+        self._give(name)
+        return name
+
+    def _give(self, name: str) -> None:
         for place in _places(name):
             self.filter[place >> 3] |= 1 << (place & 7)
-        return name
 
     def _is_given(self, name: str) -> bool:
         return all(self.filter[place >> 3] & 1 << (place & 7) for place in _places(name))

@@ -22,13 +22,13 @@ class Overlays:
 
     Args:
         folder: where they go. label: of the heat map; None is a picture's best one, and no heat map in films, where it
-            would flicker.
+            would flicker. keep: whether what lies in the folder stays.
     """
 
     pictures = True
 
-    def __init__(self, folder: Path, model: ModelInfo, label: str | None = None) -> None:
-        self.names = FileNames(folder)
+    def __init__(self, folder: Path, model: ModelInfo, label: str | None = None, *, keep: bool = False) -> None:
+        self.names = FileNames(folder, keep=keep)
         self.model = model
         self.label = label
         # The last film's source, and what is made of it.
