@@ -6,8 +6,9 @@ from urllib.parse import SplitResult, urlsplit
 from hpdval_edge.errors import UsageError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# user:password@ in anything that reads like an address, also inside a GStreamer pipeline.
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s\"'@]*(?:@[^/\s\"'@]*)*@")
+# user:password@ in anything that reads like an address, also inside a GStreamer pipeline; the second way takes a
+# password with a slash, which no address may hold, where what looks like a port would be no number.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s\"'@]*(?:@[^/\s\"'@]*)*|[^/\s\"':]*:(?!\d*/)[^\s\"']*)@")
 # Passwords in the query, as many cameras take them, and in the properties of GStreamer's elements.
 _SECRET = re.compile(
     r"((?:user-pw|proxy-pw|user-id|password|passwd|pwd|pass|token|access_token|key|api_?key|secret|auth|sig|signature)=)"
@@ -41,6 +42,8 @@ def split_address(address: str, shown: str) -> SplitResult:
         proper = parts.port != 0 and not parts.netloc.endswith(":")
     except ValueError:
         proper = False
+    if not proper and "@" in parts.path:
+        raise UsageError(f"{shown} has a slash in its user name or password; write %2F for it.")
     if not proper:
         raise UsageError(f"{shown} has no proper port; it takes a number from 1 to 65535.")
     if not parts.hostname:
