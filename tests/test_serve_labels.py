@@ -151,6 +151,26 @@ def test_what_another_program_writes_is_taken_over(served, own_bundle):
             assert time.monotonic() < end
 
 
+@pytest.mark.parametrize(("written", "told"), [(False, "nothing was changed"), (True, "the labels were written all")])
+def test_a_bundle_that_cannot_be_used_is_no_fault_of_the_edit(served, own_bundle, monkeypatch, written, told):
+    """Planted mistake: 422, as if the labels that were sent were wrong."""
+    predictor = Predictor(own_bundle, threads=1)
+    manifest, broken = own_bundle / "manifest.json", b"{}"
+    with served(predictor, edit=True, poll=1000) as client:
+        if written:
+
+            def then_broken(*arguments):
+                remove_labels(*arguments)
+                manifest.write_bytes(broken)
+
+            monkeypatch.setattr("hpdval_edge.serve.app.remove_labels", then_broken)
+        else:
+            manifest.write_bytes(broken)
+        status, error = remove(client, "red")
+        assert (status, manifest.read_bytes()) == (503, broken)
+        assert error.startswith(told) and "but the bundle on disk cannot be used: bundle " in error
+
+
 def test_labels_may_change_while_pictures_are_classified(served, own_bundle):
     """Planted mistake: names taken from the bundle on disk instead of the prediction's own."""
     predictor = Predictor(own_bundle, threads=1)

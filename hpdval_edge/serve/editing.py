@@ -44,8 +44,8 @@ class Editor:
         """Make an edit; ``change`` takes the bundle and makes all ready, and what it returns writes the bundle anew.
 
         Raises:
-            Refusal: 403 edits are off, 422 what ``change`` refuses, 503 what is missing here, or another edit does not
-            end, 504 it took too long.
+            Refusal: 403 edits are off, 422 what ``change`` refuses, 503 what is missing here, the bundle on disk cannot
+            be used, or another edit does not end, 504 it took too long.
         """
         if not self._settings.edit:
             raise Refusal(403, EDITS_ARE_OFF)
@@ -73,7 +73,7 @@ class Editor:
     async def _make(self, change: Change, edit: _Edit) -> None:
         try:
             # Also what another program wrote since the last look is there before the change is made.
-            await self._reloader.look()
+            await self._look("nothing was changed")
             bundle = self._reloader.current.bundle
             write = await self._in_thread(lambda: change(bundle))
             if edit.abandoned:
@@ -81,9 +81,16 @@ class Editor:
             edit.reached = WRITING
             await self._in_thread(write)
             edit.reached = WRITTEN
-            await self._reloader.look()
+            await self._look("the labels were written all the same")
         finally:
             self._busy.release()
+
+    async def _look(self, reached: str) -> None:
+        """Take over what is on disk; where that cannot be, it is the server's trouble, not the request's."""
+        try:
+            await self._reloader.look()
+        except HpedgeError as error:
+            raise Refusal(503, f"{reached}, but the bundle on disk cannot be used: {error}") from None
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
