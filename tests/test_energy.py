@@ -208,6 +208,26 @@ def test_a_command_is_read_until_the_stop(tmp_path, monkeypatch):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_a_command_that_cannot_be_read_says_so_at_the_stop(tmp_path):
+    """Planted mistakes: the energy before the failure taken for all of it; a thread that dies aloud."""
+    script = tmp_path / "watts"
+    script.write_text("#!/bin/sh\nwhile :; do echo 1; echo x; done\n")
+    script.chmod(0o755)
+    failed = Event()
+
+    def parse(line):
+        if line == "x\n":
+            failed.set()
+        return {"a": float(line)}
+
+    meter = energy.CommandMeter("x", (str(script),), parse)
+    meter.start()
+    assert failed.wait(WAIT_SECONDS)
+    with pytest.raises(ValueError, match="could not convert string to float: 'x"):
+        meter.stop()
+    assert not meter.thread.is_alive()
+
+
 def test_conditions_of_a_jetson(files):
     """Planted mistakes: kHz for MHz; a policy for a core; another device for the GPU."""
     found = conditions(files(ORIN_NANO))

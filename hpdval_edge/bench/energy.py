@@ -135,6 +135,7 @@ class CommandMeter(PowerMeter):
 
     def start(self) -> None:
         super().start()
+        self.failure: Exception | None = None
         self.rails: dict[str, PowerMeter] = {}
         self.process = subprocess.Popen(
             self.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
@@ -147,15 +148,21 @@ class CommandMeter(PowerMeter):
         self.process.wait()
         self.thread.join()
         self.process.stdout.close()
+        if self.failure:
+            raise self.failure
         return {rail: joules for meter in self.rails.values() for rail, joules in meter.joules.items()}
 
     def _listen(self) -> None:
-        for line in self.process.stdout:
-            for rail, watts in self.parse(line).items():
-                if rail not in self.rails:
-                    self.rails[rail] = PowerMeter(self.source)
-                    self.rails[rail].start()
-                self.rails[rail].add(time.perf_counter(), {rail: watts})
+        try:
+            for line in self.process.stdout:
+                for rail, watts in self.parse(line).items():
+                    if rail not in self.rails:
+                        self.rails[rail] = PowerMeter(self.source)
+                        self.rails[rail].start()
+                    self.rails[rail].add(time.perf_counter(), {rail: watts})
+        except METER_ERRORS as error:
+            # Raised by stop: from here to the end nothing would be known.
+            self.failure = error
 
 
 def tegrastats_watts(line: str) -> Watts:
