@@ -152,17 +152,24 @@ class _Work:
     def _take(self) -> tuple[list[Frame], Future[list[Outcome]]] | None:
         """The next step; None where there is none."""
         self.room.acquire()
+        frames: list[Frame] = []
         step: Future[list[Outcome]] = Future()
+        end: Future[list[Outcome]] | None = None
         with self._reads(), self.taking:
             if self.ended or self.stopped:
                 return None
             try:
-                frames = list(islice(self.frames, self.batch))
+                for frame in islice(self.frames, self.batch):
+                    frames.append(frame)
             except BaseException as error:
-                step.set_exception(error)
-                frames = None
-            self.ended = not frames
-            self.steps.put(None if frames == [] else step)
+                # Raised behind the frames that came before it.
+                end = Future()
+                end.set_exception(error)
+            if frames:
+                self.steps.put(step)
+            self.ended = end is not None or not frames
+            if self.ended:
+                self.steps.put(end)
         return (frames, step) if frames else None
 
     def _predict(self, frames: list[Frame]) -> list[Outcome]:

@@ -130,9 +130,11 @@ def test_few_frames_are_under_way(live, batch, most):
     assert max(seen) <= most + batch - 1
 
 
-@pytest.mark.parametrize("where", ["read", "source", "engine"])
-def test_an_error_comes_out_behind_the_results_before_it(where):
-    """Planted mistakes: errors of the source swallowed (the caller waits for ever); the source left open."""
+@pytest.mark.parametrize(("where", "batch"), [("read", 1), ("source", 1), ("source", 3), ("engine", 1)])
+def test_an_error_comes_out_behind_the_results_before_it(where, batch):
+    """Planted mistakes: errors of the source swallowed (the caller waits for ever); the source left open; the frames
+    that the source gave to the same step dropped.
+    """
 
     class Odd(Source):
         def __iter__(self):
@@ -154,7 +156,7 @@ def test_an_error_comes_out_behind_the_results_before_it(where):
 
     source, got = Odd(None, read), []
     with pytest.raises(LookupError, match="five"):
-        for result in run(source, 1, predictor=Engine()):
+        for result in run(source, batch, predictor=Engine()):
             got.append(result.prediction)
     assert got == list(range(5))
     assert source.closed == 1
