@@ -1,6 +1,7 @@
 """Frames to results: read, prepare, run the engine, choose. Several threads do all of it, each with its own frames."""
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -174,9 +175,10 @@ class _Work:
 
     def _predict(self, frames: list[Frame]) -> list[Outcome]:
         """What became of each frame; pictures are given up one by one unless results hold them."""
-        # Not kept: a watched bundle may become one of another size.
-        size = self.predictor.bundle.manifest.image_size
-        rows = self.predictor.empty_batch(len(frames))
+        # A copy keeps its bundle when another thread loads a watched one again.
+        predictor = copy.copy(self.predictor)
+        size = predictor.bundle.manifest.image_size
+        rows = predictor.empty_batch(len(frames))
         readable: list[tuple[int, Frame, object]] = []
         outcomes: list[Outcome | None] = [None] * len(frames)
         for place, frame in enumerate(frames):
@@ -191,10 +193,10 @@ class _Work:
             # The program may be ending, without waiting for this thread.
             if self.stopped:
                 return []
-            self.predictor.prepare_into(picture, rows[len(readable)])
+            predictor.prepare_into(picture, rows[len(readable)])
             readable.append((place, frame, picture if self.keep_pictures else None))
         if readable:
-            predictions = self.predictor.predict_images(rows[: len(readable)], self.keep_pictures)
+            predictions = predictor.predict_images(rows[: len(readable)], self.keep_pictures)
             for (place, frame, picture), prediction in zip(readable, predictions, strict=True):
                 outcomes[place] = Result(frame, prediction, picture)
         return outcomes

@@ -330,6 +330,30 @@ def test_a_live_source_gives_frames_one_by_one():
     assert predictor.batches == [1] * 5
 
 
+def test_a_bundle_that_is_loaded_again_meanwhile_changes_no_step_that_is_under_way():
+    """Planted mistake: each call asks the predictor anew, so that one model gets what was prepared for another."""
+
+    class Watched(Numbers):
+        loaded = 1
+
+        def prepare_into(self, picture, row):
+            row[:] = self.loaded
+
+        def predict_images(self, images, patch_scores=True):
+            return [(self.loaded, int(row.mean())) for row in images]
+
+    def read(index, size):
+        # As another thread does that takes the next frame.
+        predictor.loaded += 1
+        return np.full((1,), index)
+
+    predictor = Watched()
+    plan = Schedule(workers=1, engine_threads=1, ahead=1)
+    for number, result in enumerate(run(Source(6, read), 2, plan, predictor=predictor)):
+        loaded = 1 + number // 2 * 2
+        assert result.prediction == (loaded, loaded)
+
+
 @pytest.mark.parametrize(("seconds", "looks"), [(600, 1), (0, 5)])
 def test_a_bundle_that_cannot_be_used_is_not_read_again_for_every_frame(monkeypatch, seconds, looks):
     """To read it means to hash all of it. Planted mistakes: read anew before each frame; never read again."""
