@@ -111,8 +111,10 @@ def test_options_choose_labels_and_heat_maps(client, predictor):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"threshold": "high"}, "threshold: must be 'fitted' or a number, got 'high'."),
-        ({"threshold": "nan"}, "threshold: must be 'fitted' or a number, got 'nan'."),
+        ({"threshold": "high"}, "threshold: must be 'fitted' or a number of float32, got 'high'."),
+        ({"threshold": "nan"}, "threshold: must be 'fitted' or a number of float32, got 'nan'."),
+        ({"threshold": "1e39"}, "threshold: must be 'fitted' or a number of float32, got '1e39'."),
+        ({"threshold": "-3.4028236e38"}, "threshold: must be 'fitted' or a number of float32, got '-3.4028236e38'."),
         ({"top": "0"}, "top: Input should be greater than or equal to 1."),
         ({"top": "99"}, "top=99, but the bundle has 4 labels."),
         ({"top": "1", "threshold": "0.1"}, "top and threshold exclude each other; send one of them."),
@@ -123,7 +125,7 @@ def test_options_choose_labels_and_heat_maps(client, predictor):
     ],
 )
 def test_wrong_options_are_one_sentence(client, options, sentence):
-    """Planted mistake: unknown options ignored."""
+    """Planted mistakes: unknown options ignored; thresholds that are infinite as float32, which JSON cannot say."""
     answer = client.post("/v1/classify", files=files(picture(0)), data=options)
     assert (answer.status_code, answer.json()) == (422, {"error": sentence})
 
@@ -156,6 +158,7 @@ def test_a_broken_picture_is_named_and_the_server_goes_on(served, predictor, con
         (b'{"pictures": []}', "application/json", 422, "pictures: List should have at least 1 item"),
         (b'{"pictures": [{"data": "?"}]}', "application/json", 422, "1: data is not base64 ("),
         (b'{"pictures": [{"data": "\xc3\xa9"}]}', "application/json", 422, "1: data is not base64 ("),
+        (b'{"pictures": [{"data": "", "name": "\\ud800"}]}', "application/json", 422, "pictures.0.name: 'utf-8' codec"),
         (b"x", "multipart/form-data", 400, "the multipart body is damaged ("),
         (b"x", "multipart/form-data; boundary=b", 400, "the multipart body is damaged ("),
         (b"--b--\r\n", "multipart/form-data; boundary=b", 422, "the request holds no picture;"),
@@ -164,6 +167,7 @@ def test_a_broken_picture_is_named_and_the_server_goes_on(served, predictor, con
     ],
 )
 def test_damaged_bodies_are_one_sentence(client, body, kind, status, sentence):
+    """Planted mistake: a name taken that UTF-8 cannot hold, so that the answer could not be written."""
     answer = client.post("/v1/classify", content=body, headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == status
     assert answer.json()["error"].startswith(sentence)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hpdval_edge.serve.refusal import Refusal
 
 MOST_MAPS = 16
+# Thresholds are float32, which has no number beyond this.
+LARGEST = 3.4e38
 
 
 class Strict(BaseModel):
@@ -40,8 +42,9 @@ class Options(Strict):
             number = float(threshold)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"must be 'fitted' or a number, got {threshold!r}")
+        # Written so that NaN fails.
+        if not abs(number) <= LARGEST:
+            raise ValueError(f"must be 'fitted' or a number of float32, got {threshold!r}")
         return number
 
     @model_validator(mode="after")
@@ -56,6 +59,13 @@ class JsonPicture(Strict):
 
     data: str = Field(description="The picture's file (JPEG, PNG, WebP, ...) in base64.")
     name: str = Field("", description="What the result calls it; else its number.")
+
+    @field_validator("name")
+    @classmethod
+    def _text(cls, name: str) -> str:
+        # Half of a surrogate pair is refused: it could not be sent back.
+        name.encode()
+        return name
 
 
 class ClassifyRequest(Options):
