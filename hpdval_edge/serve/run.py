@@ -1,10 +1,15 @@
 """From a bundle to a running server, and to its end."""
 
+import asyncio
+import functools
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hpdval_edge.errors import UsageError
 from hpdval_edge.predictor import Predictor
@@ -16,6 +21,38 @@ from hpdval_edge.serve.settings import Settings
 # Connections beyond this are answered 503 at once.
 MOST_CONNECTIONS = 1024
 KEEP_ALIVE = 20
+
+
+class Connection(H11Protocol):
+    """A client's. It is closed where the head of a request takes longer than ``head_timeout`` seconds, and refused with
+    400 where that has more than h11's 16 KiB.
+    """
+
+    def __init__(self, head_timeout: float, **given: Any) -> None:
+        super().__init__(**given)
+        self._head_timeout = head_timeout
+        self._end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time_head()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self._end:
+            self._end.cancel()
+
+    def _time_head(self) -> None:
+        waits = self.conn.their_state is h11.IDLE
+        if waits and not self._end:
+            self._end = self.loop.call_later(self._head_timeout, self.transport.close)
+        elif not waits and self._end:
+            self._end.cancel()
+            self._end = None
 
 
 def serve(predictor: Predictor, settings: Settings) -> None:
@@ -52,6 +89,7 @@ def make_server(predictor: Predictor, settings: Settings) -> uvicorn.Server:
     """A server of the application, not yet running."""
     config = uvicorn.Config(
         create_app(predictor, settings),
+        http=functools.partial(Connection, settings.body_timeout),
         log_level="warning",
         access_log=False,
         server_header=False,

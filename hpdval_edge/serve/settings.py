@@ -24,9 +24,9 @@ class Settings:
 
     max_bytes: of a request's body. max_held_bytes: of all bodies in memory. max_pixels: of a picture. max_pictures: of
     a request. max_queue: pictures admitted and not yet answered. max_batch: pictures an engine call takes. max_wait:
-    seconds a picture waits for others to share its call. body_timeout: seconds for a body to arrive. timeout: seconds
-    from there to the answer. edit_timeout: seconds from there to the end of an edit of labels. decoders: threads that
-    decode. poll: seconds between looks at the bundle on disk.
+    seconds a picture waits for others to share its call. body_timeout: seconds for a head to arrive, and for a body.
+    timeout: seconds from there to the answer. edit_timeout: seconds from there to the end of an edit of labels.
+    decoders: threads that decode. poll: seconds between looks at the bundle on disk.
     """
 
     host: str = "127.0.0.1"
