@@ -113,6 +113,28 @@ def test_a_picture_put_in_anothers_place_is_new(watched, tmp_path):
     assert np.asarray(frame.read(8))[0, 0, 0] == 30
 
 
+def test_a_folder_that_goes_and_comes_again_has_new_pictures(watched, tmp_path, tmp_path_factory):
+    """File systems give inodes again. Planted mistake: folders that are gone remembered, as many as ever were."""
+    day, kept = tmp_path / "day", tmp_path_factory.mktemp("kept") / "a.png"
+    day.mkdir()
+    settle(save(day / "a.png"))
+    frames = iter(watched)
+    assert names(frames, 1) == ["a.png"]
+
+    def go():
+        (day / "a.png").rename(kept)
+        day.rmdir()
+
+    def come():
+        assert str(day) not in watched._seen
+        save(kept, 30)
+        day.mkdir()
+        settle(kept.rename(day / "a.png"))
+
+    watched.between = [go, come]
+    assert np.asarray(next(frames).read(8))[0, 0, 0] == 30
+
+
 def test_old_pictures_cost_nothing(watched, tmp_path, monkeypatch):
     """Mistakes: a million files listed four times a second."""
     settle(save(tmp_path / "a.png"))

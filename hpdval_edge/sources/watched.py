@@ -73,7 +73,7 @@ class WatchedFolders:
             try:
                 todo += self._list_if_changed(path).folders
             except OSError as error:
-                self._seen.pop(path, None)
+                self._forget(path)
                 if path == top:
                     raise BadData(f"{path}: the folder can no longer be listed ({error.strerror}).") from error
 
@@ -89,10 +89,17 @@ class WatchedFolders:
                     folders += [entry.path] * (not entry.name.startswith("."))
                 elif is_image_name(entry.name):
                     pictures.add((entry.name, entry.inode()))
+        for gone in {*seen.folders} - {*folders}:
+            self._forget(gone)
         for name, _ in pictures - seen.pictures:
             self._waiting[os.path.join(path, name)] = ((-1, -1), 0.0)
         self._seen[path] = _Folder(changed, listed, pictures, folders)
         return self._seen[path]
+
+    def _forget(self, path: str) -> None:
+        """A folder that is gone: one that comes under its name has new pictures, also where inodes are used again."""
+        for folder in self._seen.pop(path, _Folder()).folders:
+            self._forget(folder)
 
     def _is_whole(self, path: str) -> bool:
         try:
