@@ -115,12 +115,22 @@ def test_bundles_that_python_refuses(driver, tiny_bundle, tmp_path, change, mess
 ODD = {
     "input": (lambda b: edit(b, {"input": "int8"}), "manifest.json has input 'int8', which is none of float32"),
     "size": (lambda b: edit(b, {"image_size": 10**9}), "has an image_size or a grid that is not 1 to 8192"),
+    "no size": (lambda b: edit(b, {"image_size": 0}), "has an image_size or a grid that is not 1 to 8192"),
     "negative size": (lambda b: edit(b, {"image_size": -32}), "has an image_size or a grid that is not 1 to 8192"),
     "grid": (lambda b: edit(b, {"grid": [4]}), "manifest.json has 1 numbers where it should have 2"),
+    "no grid": (lambda b: edit(b, {"grid": [4, 0]}), "has an image_size or a grid that is not 1 to 8192"),
+    "part of a size": (lambda b: edit(b, {"image_size": 32.5}), "has 32.5 where it should have a whole number"),
+    "part of a grid": (lambda b: edit(b, {"grid": [4, 4.5]}), "has 4.5 where it should have a whole number"),
     "width": (lambda b: edit(b, {"embed_dim": 0}), "manifest.json has embed_dim 0"),
+    "negative width": (lambda b: edit(b, {"embed_dim": -24}), "has a text bank 'global' that is F32 [4, 24]"),
+    "width that is true": (lambda b: edit(b, {"embed_dim": True}), "has true where it should have a whole number"),
     "topk": (lambda b: edit(b, {"topk": 0}), "has a topk that is not 1 or more or an alpha that is not 0 to 1"),
     "negative topk": (lambda b: edit(b, {"topk": -1}), "has a topk that is not 1 or more"),
+    "part of a topk": (lambda b: edit(b, {"topk": 1.5}), "has 1.5 where it should have a whole number"),
     "alpha": (lambda b: edit(b, {"alpha": 1.5}), "an alpha that is not 0 to 1"),
+    "negative alpha": (lambda b: edit(b, {"alpha": -0.1}), "an alpha that is not 0 to 1"),
+    "infinite mean": (lambda b: edit(b, {"mean": [0, 0, 1e39]}), "has a mean or a std that is not finite"),
+    "infinite deviation": (lambda b: edit(b, {"std": [1, 1e39, 1]}), "has a mean or a std that is not finite"),
     "deviation": (lambda b: edit(b, {"std": [1, 0, 1]}), "a std that is not positive"),
     "labels": (lambda b: edit(b, {"labels": [1, 2, 3, 4]}), "manifest.json is not what schema 1 holds ("),
     "model": (lambda b: replace_file(b, "model.onnx", b"no model"), "/model.onnx: "),
@@ -129,6 +139,7 @@ ODD = {
 
 @pytest.mark.parametrize("change, message", ODD.values(), ids=ODD)
 def test_bundles_that_are_odd(driver, tiny_bundle, tmp_path, change, message):
+    """Planted: each check of topk, alpha, embed_dim, image_size, grid, mean and std left out; 1.5 cut to 1."""
     refuse(driver, shutil.copytree(tiny_bundle, tmp_path / "copy.hpedge"), change, message)
 
 
@@ -159,6 +170,7 @@ OPTIONS = {
     "tensorrt": ({"backend": "tensorrt"}, 4, "built without TensorRT; build it with -DHPEDGE_TENSORRT=ON, or use"),
     "top": ({"top": 5}, 2, "top is 5, but the bundle has 4 labels; choose 1 to 4."),
     "negative top": ({"top": -1}, 2, "top is -1, but"),
+    "threshold": ({"threshold": "nan"}, 2, "threshold is not a number; give one, or NULL for the bundle's own."),
     "threads": ({"threads": -1}, 2, "threads is -1; give 0 or more."),
     "size": ({"size": 8}, 2, "set it to sizeof(hpedge_options), of this library's own header."),
     "engine": ({"engine": "x"}, 2, "engine is a TensorRT plan and backend is onnxruntime; leave one of them out."),
@@ -169,6 +181,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("keys, code, message", OPTIONS.values(), ids=OPTIONS)
 def test_options_that_cannot_be_honoured(driver, tiny_bundle, keys, code, message):
+    """Planted: a threshold that is not a number taken, so that nothing is chosen; failed."""
     printed = driver(tiny_bundle, code=code, **keys)
     assert printed.startswith(f"status {code}: ") and message in printed
 

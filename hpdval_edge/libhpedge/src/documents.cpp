@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <stdexcept>
+#include <type_traits>
 
 namespace hpdval {
 namespace {
@@ -61,13 +62,25 @@ std::vector<T> list(const json& values) {
     return items;
 }
 
+// The library would cut 1.5 to 1, and make 1 of true.
+template <class T>
+T whole(const json& value) {
+    if (!value.is_number_integer())
+        throw std::invalid_argument("has " + value.dump() + " where it should have a whole number");
+    return value.get<T>();
+}
+
 template <class T, size_t N>
 std::array<T, N> exactly(const json& values) {
     std::array<T, N> items;
     if (values.size() != N)
         throw std::invalid_argument("has " + std::to_string(values.size()) + " numbers where it should have " +
                                     std::to_string(N));
-    for (size_t i = 0; i < N; ++i) items[i] = values.at(i).get<T>();
+    for (size_t i = 0; i < N; ++i)
+        if constexpr (std::is_integral_v<T>)
+            items[i] = whole<T>(values.at(i));
+        else
+            items[i] = values.at(i).get<T>();
     return items;
 }
 
@@ -80,9 +93,9 @@ Manifest read_manifest(const std::string& text) {
         Manifest manifest{list<std::string>(values["labels"]),
                           values["precision"].get<std::string>(),
                           word(values, "input", "float32"),
-                          values["image_size"].get<size_t>(),
-                          values["embed_dim"].get<size_t>(),
-                          values["topk"].get<int64_t>(),
+                          whole<size_t>(values["image_size"]),
+                          whole<size_t>(values["embed_dim"]),
+                          whole<int64_t>(values["topk"]),
                           values["alpha"].get<double>(),
                           exactly<size_t, 2>(values["grid"]),
                           exactly<float, 3>(values["mean"]),

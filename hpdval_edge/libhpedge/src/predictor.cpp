@@ -11,6 +11,8 @@ namespace hpdval {
 namespace {
 
 void check_options(const PredictorOptions& options, size_t labels) {
+    if (options.threshold && isnan(*options.threshold))
+        throw Error(HPEDGE_USAGE, "threshold is not a number; give one, or NULL for the bundle's own.");
     if (options.engine.threads < 0)
         throw Error(HPEDGE_USAGE, "threads is " + std::to_string(options.engine.threads) + "; give 0 or more.");
     if (options.top < 0 || static_cast<size_t>(options.top) > labels)
