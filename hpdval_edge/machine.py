@@ -217,9 +217,9 @@ def _packages(path: list[str], problems: list[str]) -> dict[str, str]:
         if found is None:
             continue
         try:
-            version = found.version
+            # `found.version` of a folder without metadata is None, a warning or an error, by the version of Python.
+            version = found.metadata.get("Version")
         except (OSError, KeyError):
-            # Newer Pythons raise where a folder holds no metadata, older ones give None.
             version = None
         if version:
             versions[name] = version
