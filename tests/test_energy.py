@@ -103,11 +103,12 @@ def test_a_polled_meter_runs_from_start_to_stop(monkeypatch):
         return {"a": 3.0}
 
     meter = energy.PolledMeter("x", read)
+    times, add = [], meter.add
+    monkeypatch.setattr(meter, "add", lambda now, watts: (times.append(now), add(now, watts)))
     meter.start()
-    began = meter.last[0]
     assert often.wait(WAIT_SECONDS)
-    assert meter.stop()["a"] == pytest.approx(3.0 * (meter.last[0] - began))
-    assert meter.last[0] > began and not meter.thread.is_alive()
+    assert meter.stop()["a"] == pytest.approx(3.0 * (times[-1] - times[0]))
+    assert len(times) == len(reads) >= 6 and not meter.thread.is_alive()
     monkeypatch.setattr(energy, "SAMPLE_SECONDS", 1e6)
     reads.clear()
     meter.start()
