@@ -7,7 +7,6 @@ import socket
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -24,8 +23,8 @@ KEEP_ALIVE = 20
 
 
 class Connection(H11Protocol):
-    """A client's. It is closed where the head of a request takes longer than ``head_timeout`` seconds, and refused with
-    400 where that has more than h11's 16 KiB.
+    """A client's. It is closed where the head of a request, or what is left of a body that was answered already, takes
+    longer than ``head_timeout`` seconds; a head of more than h11's 16 KiB is refused with 400.
     """
 
     def __init__(self, head_timeout: float, **given: Any) -> None:
@@ -47,7 +46,7 @@ class Connection(H11Protocol):
             self._end.cancel()
 
     def _time_head(self) -> None:
-        waits = self.conn.their_state is h11.IDLE
+        waits = self.cycle is None or self.cycle.response_complete
         if waits and not self._end:
             self._end = self.loop.call_later(self._head_timeout, self.transport.close)
         elif not waits and self._end:
