@@ -251,6 +251,7 @@ def test_without_edit_the_list_is_only_to_look_at(open_page, predictor):
     """Planted mistake: fields that the server then refuses."""
     page = open_page(predictor)
     page.locator("summary").click()
+    page.locator("#rows li").first.wait_for()
     assert page.locator("#edit-note").inner_text() == "Only to look at: this server was started without --edit."
     assert page.locator("#rows li").all_inner_texts()[0].startswith("red")
     assert page.locator("#editor input:visible, #editor button:visible").evaluate_all("all => all.map(e => e.id)") == [
