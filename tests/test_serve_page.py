@@ -248,21 +248,29 @@ def test_labels_are_edited_and_the_bars_follow(open_page, tiny_bundle, tmp_path)
 
 
 def test_without_edit_the_list_is_only_to_look_at(open_page, predictor):
-    """Planted mistake: fields that the server then refuses."""
+    """Planted mistakes: fields that the server then refuses; a list that no key scrolls."""
     page = open_page(predictor)
     page.locator("summary").click()
     page.locator("#rows li").first.wait_for()
     assert page.locator("#edit-note").inner_text() == "Only to look at: this server was started without --edit."
     assert page.locator("#rows li").all_inner_texts()[0].startswith("red")
+    # It scrolls, with nothing in it that takes the focus.
+    assert page.locator("#rows").get_attribute("tabindex") == "0"
     assert page.locator("#editor input:visible, #editor button:visible").evaluate_all("all => all.map(e => e.id)") == [
         "find"
     ]
 
 
 def test_a_token_is_asked_for_until_it_is_right(open_page, predictor):
-    """Planted mistake: the token kept though it was refused."""
+    """Planted mistakes: the token kept though it was refused; an error where labels are searched that did not come."""
     page = open_page(predictor, token="correct-horse-battery")
     dialog = page.get_by_role("dialog", name="This server needs a token")
+    dialog.wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#error:not([hidden])")
+    page.locator("summary").click()
+    page.get_by_role("searchbox", name="Find a label").fill("red")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     dialog.get_by_label("Token").fill("wrong")
     dialog.get_by_role("button", name="Go on").click()
     page.wait_for_function("() => document.getElementById('token-note').textContent.includes('not the right one')")
@@ -271,7 +279,7 @@ def test_a_token_is_asked_for_until_it_is_right(open_page, predictor):
     page.wait_for_selector("#count:not(:empty)")
     choose(page, picture(6))
     assert len(bars(page)) == 4
-    assert len(page.problems) == 2 and all("401" in problem for problem in page.problems)
+    assert len(page.problems) == 3 and all("401" in problem for problem in page.problems)
     page.problems.clear()
 
 
@@ -313,6 +321,17 @@ def test_it_can_be_read_in_both_schemes(open_page, tiny_bundle, tmp_path, scheme
     assert len(found["text"]) > 20 and len(found["control"]) >= 4
     assert not [one for one in found["text"] if one[1] < TEXT]
     assert not [one for one in found["control"] if one[1] < CONTROL]
+
+
+def test_bars_are_seen_where_the_system_forces_its_colours(open_page, second_and_last):
+    """Planted mistake: the chosen bars' own colour, which then is the paper's, weighs more than the system's."""
+    page = open_page(second_and_last, browser_options={"forced_colors": "active"})
+    choose(page, picture(1))
+    bars(page)
+    colour = "all => all.map(e => getComputedStyle(e).backgroundColor)"
+    (paper,) = page.locator("body").evaluate_all(colour)
+    seen = page.locator(".fill, .key, .chosen .tick").evaluate_all(colour)
+    assert len(seen) == 8 and not {paper, "rgba(0, 0, 0, 0)"} & set(seen)
 
 
 def test_every_control_has_a_name_and_the_page_its_landmarks(open_page, tiny_bundle, tmp_path):

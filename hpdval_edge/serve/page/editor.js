@@ -11,7 +11,7 @@ let changed = () => {};
 // `onChange` is called with the new list after every edit, and when another program changed it.
 export function setUpEditor(onChange) {
   changed = onChange;
-  get("find").addEventListener("input", drawRows);
+  get("find").addEventListener("input", () => known && drawRows());
   get("add-name").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = get("new-label").value.trim();
@@ -46,6 +46,8 @@ function take(answer) {
   get("edit-note").textContent = answer.edit
     ? "Edits change the bundle on disk, at once."
     : "Only to look at: this server was started without --edit.";
+  // Without fields in it, the keyboard has nothing else to scroll it by.
+  get("rows").tabIndex = answer.edit ? -1 : 0;
   get("add").hidden = !answer.edit;
   get("add-name").hidden = answer.not_by_name !== null;
   get("add-file").hidden = answer.not_by_file !== null;
