@@ -133,35 +133,6 @@ def test_a_slow_client_is_refused_and_keeps_nobody_waiting(served, predictor):
         assert answer(slow) == (408, {"error": "the request's body did not arrive within 0.5 s."})
 
 
-@pytest.mark.parametrize(
-    ("sent", "then"),
-    [
-        (b"", b""),
-        (b"GET / HTTP/1.1\r\nX", b": "),
-        (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GE"),
-        (b"POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n", b"xx"),
-    ],
-    ids=["nothing", "a head", "a second head", "a body that was answered"],
-)
-def test_a_connection_whose_request_does_not_come_is_closed(served, predictor, sent, then):
-    """Else 1,024 of them leave no room. Planted mistakes: heads not timed; the first of a connection alone."""
-    with served(predictor, body_timeout=0.5) as client, connect(client) as idle:
-        idle.sendall(sent)
-        received = b""
-        while sent.endswith(b"\r\n\r\n") and not received.endswith(b"}"):
-            received += idle.recv(4096)
-        idle.sendall(then)
-        assert idle.recv(4096) == b""
-        assert client.get("/healthz").status_code == 200
-
-
-def test_the_head_of_a_request_is_bounded(served, predictor):
-    """Planted mistake: httptools, which keeps headers without end before anybody is asked for a token."""
-    with served(predictor, token=TOKEN) as client, connect(client) as connection:
-        connection.sendall(head(client)[:-2] + b"X: y\r\n" * 3000)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
-
-
 def test_a_client_that_leaves_gives_its_places_back(served, predictor, gate):
     """Planted mistake: places are given back on answers only."""
     with served(predictor, max_queue=1, max_pictures=1) as client:
