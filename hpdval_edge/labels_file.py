@@ -33,9 +33,12 @@ def make_keys(path: Path) -> Path:
     Both or neither.
 
     Raises:
-        UsageError: one of them is there already. MissingDependency: no cryptography, or a place not to be written to.
+        UsageError: one of them is there already, or no file is named.
+        MissingDependency: no cryptography, or a place not to be written to.
     """
     _, serialization, ed25519 = _cryptography()
+    if not path.name:
+        raise UsageError("the private key needs a file of its own; name one, e.g. labels.key.")
     public = path.with_name(path.name + ".pub")
     with disk_errors(path):
         for file in (path, public):
@@ -67,7 +70,7 @@ def write_labels(path: Path, new: NewLabels, key: Path | None) -> None:
         metadata={"names": json.dumps(list(new.names)), "fingerprint": new.fingerprint},
     )
     signed = SIGNED + content
-    data = UNSIGNED + content if key is None else SIGNED + _load_key(key, "private").sign(signed) + content
+    data = UNSIGNED + content if key is None else SIGNED + load_key(key, "private").sign(signed) + content
     write_file(path, lambda partial: partial.write_bytes(data))
 
 
@@ -100,7 +103,7 @@ def unpack_labels(data: bytes, path: str | Path, key: Path | None) -> NewLabels:
     if key:
         invalid, _, _ = _cryptography()
         try:
-            _load_key(key, "public").verify(data[len(SIGNED) : start], SIGNED + content)
+            load_key(key, "public").verify(data[len(SIGNED) : start], SIGNED + content)
         except invalid as error:
             raise BadData(
                 f"the signature of {path} is not by the key of {key}, or the file was altered; nothing was added."
@@ -135,7 +138,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + size])["__metadata__"]
 
 
-def _load_key(path: Path, kind: str) -> Any:
+def load_key(path: Path, kind: str) -> Any:
     """The Ed25519 key in a PEM file; UsageError where it is not a ``kind`` one, private or public."""
     _, serialization, ed25519 = _cryptography()
     data = _read(path)

@@ -335,6 +335,21 @@ def test_ctrl_c_answers_what_is_in_and_ends_well(tiny_bundle, number):
     assert err == "stopped; every request that was in is answered\n"
 
 
+def test_a_second_ctrl_c_ends_it_at_once_without_a_traceback(tiny_bundle):
+    """Planted mistake: uvicorn tells what was cut short with tracebacks, and we that all is answered."""
+    process, host, port = start(tiny_bundle)
+    with socket.create_connection((host, port), WAIT) as connection:
+        lines = f"POST /v1/classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 99\r\n\r\n"
+        connection.sendall(lines.encode())
+        process.send_signal(signal.SIGINT)
+        end = time.monotonic() + WAIT
+        while listens(host, port):
+            assert time.monotonic() < end
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=WAIT)
+    assert (process.returncode, err) == (0, "stopped at once\n")
+
+
 def test_an_open_address_without_a_token_is_warned_of(tiny_bundle, tmp_path):
     """Planted mistake: the token is taken from the environment though a file is named."""
     command = [sys.executable, "-m", "hpdval_edge", "serve", str(tiny_bundle), "--port", "0", "--host", "0.0.0.0"]
@@ -354,42 +369,3 @@ def test_an_open_address_without_a_token_is_warned_of(tiny_bundle, tmp_path):
         assert answer(connection)[0] == 200
     process.terminate()
     process.communicate(timeout=WAIT)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["absent.hpedge"], "bundle absent.hpedge does not exist"),
-        (["--token-file", "absent"], "--token-file absent cannot be read"),
-        (["--token-file", "short"], "the token in short must be one word of at least 16 ASCII characters"),
-        (["--host", "192.0.2.1"], "192.0.2.1 port 8000 cannot be listened on ("),
-        (["--max-queue", "8"], "may hold 32 pictures, but --max-queue 8"),
-        (["--timeout", "0"], "Invalid value for '--timeout'"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_sentence(
-    run_hpedge, tiny_bundle, tmp_path, monkeypatch, arguments, sentence
-):
-    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "short").write_text("secret")
-    bundle = [] if "absent.hpedge" in arguments else [tiny_bundle]
-    code, out, err = run_hpedge("serve", *bundle, *arguments)
-    assert (code, out) == (2, "")
-    assert sentence in err and "Traceback" not in err
-
-
-def test_a_port_that_is_taken_is_one_sentence(run_hpedge, tiny_bundle):
-    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        code, _, err = run_hpedge("serve", tiny_bundle, "--port", port)
-    assert code == 2
-    assert f"127.0.0.1 port {port} cannot be listened on (Address already in use); choose others" in err
-
-
-def test_without_the_extra_it_is_named():
-    code = "import sys; sys.modules['fastapi'] = None; from hpdval_edge.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, "serve"], capture_output=True, text=True)
-    assert done.returncode == 4
-    assert "pip install 'hpdval-edge[serve]'" in done.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import signal
 import socket
 from types import FrameType
@@ -11,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hpdval_edge.errors import UsageError
+from hpdval_edge.labels_file import load_key
 from hpdval_edge.predictor import Predictor
 from hpdval_edge.progress import say
 from hpdval_edge.serve.additions import load_text_encoder
@@ -55,7 +57,10 @@ class Connection(H11Protocol):
 
 
 def serve(predictor: Predictor, settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are in by then are answered. A second signal ends it at once."""
+    """Serve until SIGINT or SIGTERM; requests that are in by then are answered. A second SIGINT ends it at once."""
+    if settings.key is not None:
+        # What is wrong with it is told now, not to the first client that sends a file.
+        load_key(settings.key, "public")
     listener = open_socket(settings.host, settings.port)
     if settings.run is not None:
         load_text_encoder(settings, predictor.bundle)
@@ -81,10 +86,20 @@ def serve(predictor: Predictor, settings: Settings) -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
         listener.close()
-    say("stopped; every request that was in is answered")
+    say("stopped at once" if server.force_exit else "stopped; every request that was in is answered")
 
 
-def make_server(predictor: Predictor, settings: Settings) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """A server that is silent about what a second Ctrl-C cuts short; uvicorn tells each with its traceback."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop, or stop at once."""
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
+
+def make_server(predictor: Predictor, settings: Settings) -> Server:
     """A server of the application, not yet running."""
     config = uvicorn.Config(
         create_app(predictor, settings),
@@ -98,7 +113,7 @@ def make_server(predictor: Predictor, settings: Settings) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings.longest_request) + 1,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
