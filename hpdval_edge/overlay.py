@@ -9,6 +9,8 @@ from hpdval_edge.atomic import write_file
 from hpdval_edge.predictor import Prediction
 
 WIDTH = 640
+# Of a picture that is far higher than wide; at the page's width it would take gigabytes.
+TALLEST = 4096
 MARGIN = 16
 ROW = 30
 NAME = 190
@@ -66,8 +68,9 @@ def draw_overlay(
         column: the heat map's label; None is the best one. unfitted: labels whose thresholds are called not fitted.
     """
     width = (WIDTH - 3 * MARGIN) // 2
-    height = max(1, round(width * picture.height / picture.width))
-    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    scale = min(width / picture.width, TALLEST / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    small, height = picture.resize(size, Image.Resampling.LANCZOS), size[1]
     order = np.argsort(-prediction.scores, kind="stable")
     shown = order[: max(len(prediction.labels), min(5, len(labels)))][:12]
     mapped = int(order[0]) if column is None else column
@@ -162,7 +165,9 @@ def _draw_scores(
 
 
 def fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """``text``, cut with an ellipsis where it is wider than ``width`` pixels."""
+    """``text`` in one line, cut with an ellipsis where it is wider than ``width`` pixels."""
+    # Names of files may hold line feeds and bytes that are no UTF-8.
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:
