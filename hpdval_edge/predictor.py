@@ -266,6 +266,6 @@ def _thresholds(threshold: str | float, fitted: np.ndarray) -> np.ndarray:
         number = float(threshold)
     except ValueError:
         number = math.nan
-    if math.isnan(number):
-        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a number.")
+    if not math.isfinite(number):
+        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a finite number.")
     return np.full_like(fitted, number)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hpdval_edge.commands.options import Json
+from hpdval_edge.commands.options import MOST_THREADS, Json
 from hpdval_edge.errors import UsageError
 
 
@@ -17,7 +17,7 @@ def bench(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="As for infer; several, comma-separated, are compared.")] = None,
     batch: Annotated[str, typer.Option(help="Images a call, comma-separated.")] = "1,2,4,8",
-    threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for the engine's choice.", min=0, max=MOST_THREADS)] = 0,
     images: Annotated[list[str] | None, typer.Option(help="Files, folders, globs; repeatable.")] = None,
     jpeg: Annotated[str, typer.Option(help="Size of the pictures drawn where --images names none.")] = "640x480",
     seconds: Annotated[float, typer.Option(help="Time for each row of the table.", min=0)] = 3.0,
@@ -47,7 +47,8 @@ def bench(
     from hpdval_edge.config import PROJECT_FILE, load_config
     from hpdval_edge.infer import last_export
 
-    backend = backend or load_config(project=Path(PROJECT_FILE)).infer.backend
+    if backend is None:
+        backend = load_config(project=Path(PROJECT_FILE)).infer.backend
     started = start(
         BenchOptions(
             bundles=tuple(bundles or [last_export()]),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hpdval_edge.commands.options import MOST_THREADS
 from hpdval_edge.errors import UsageError
 
 
@@ -47,7 +48,7 @@ def infer(
         bool, typer.Option("--monitor-copies", help="Keep copies of the pictures that the monitor wants looked at.")
     ] = False,
     batch: Annotated[int | None, typer.Option(help="Pictures a step; else 8 on a GPU and 2 on a CPU.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0, max=MOST_THREADS)] = 0,
     exact_decode: Annotated[
         bool, typer.Option("--exact-decode", help="Decode large JPEG files at full size, see docs/preprocess.md.")
     ] = False,
@@ -58,7 +59,7 @@ def infer(
     every: Annotated[int, typer.Option(help="Each N-th frame of films, cameras and streams.", min=1)] = 1,
     fps: Annotated[float | None, typer.Option(help="At most so many frames a second of them.", min=0.001)] = None,
     duration: Annotated[float | None, typer.Option(help="So many seconds of them.", min=0.001)] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Pictures and frames in all.", min=1)] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Pictures and frames in all.", min=1, max=sys.maxsize)] = None,
     retries: Annotated[
         int | None, typer.Option(help="Attempts to reach a camera or stream again; endless if not given.", min=0)
     ] = None,
@@ -112,8 +113,8 @@ def infer(
     project = load_config(project=Path(PROJECT_FILE)).infer
     predictor = Predictor(
         model or module.last_export(),
-        backend or project.backend,
-        threshold=threshold or project.threshold,
+        project.backend if backend is None else backend,
+        threshold=project.threshold if threshold is None else threshold,
         top=top,
         threads=plan.engine_threads,
         build=build,

@@ -14,4 +14,6 @@ Labels = Annotated[str | None, typer.Option(help="File of label names, one a lin
 Teacher = Annotated[str | None, typer.Option(help="demo, NAME:TAG, NAME:FILE or CONFIG.json:FILE of open_clip.")]
 Student = Annotated[str | None, typer.Option(help="A timm model NAME or NAME:FILE; else chosen by the preset.")]
 Run = Annotated[str | None, typer.Argument(help="A run; else the last one.")]
+# Threads that a run asks for are all started: far beyond the CPUs of any machine they only stop it.
+MOST_THREADS = 1024
 RunOrBundle = Annotated[str | None, typer.Argument(help="A run or a bundle; else the last run.")]

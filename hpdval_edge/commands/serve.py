@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 from hpdval_edge.commands.extras import import_from
+from hpdval_edge.commands.options import MOST_THREADS
+
+# Of options that are no whole numbers, in their units: as good as no limit, and never infinite.
+MOST = 1e6
 
 
 def serve(
@@ -24,16 +28,20 @@ def serve(
         str | None, typer.Option(help="The run that embeds new names; 'own' is the one the bundle is from.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="As for `hpedge infer`.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the engine, 0 for its choice.", min=0)] = 0,
-    decoders: Annotated[int, typer.Option(help="Threads that decode pictures.", min=1)] = 2,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of the engine, 0 for its choice.", min=0, max=MOST_THREADS)
+    ] = 0,
+    decoders: Annotated[int, typer.Option(help="Threads that decode pictures.", min=1, max=MOST_THREADS)] = 2,
     max_batch: Annotated[int, typer.Option(help="Pictures an engine call takes.", min=1)] = 8,
-    max_wait: Annotated[float, typer.Option(help="Milliseconds a picture waits for others.", min=0)] = 2.0,
+    max_wait: Annotated[float, typer.Option(help="Milliseconds a picture waits for others.", min=0, max=MOST)] = 2.0,
     max_queue: Annotated[int, typer.Option(help="Pictures in work; beyond, clients get 429.", min=1)] = 64,
     max_pictures: Annotated[int, typer.Option(help="Pictures of a request.", min=1)] = 32,
-    max_size: Annotated[float, typer.Option(help="Megabytes of a request.", min=0.001)] = 32.0,
-    max_pixels: Annotated[float, typer.Option(help="Millions of pixels of a picture.", min=0.001)] = 50.0,
-    timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and again to answer.", min=0.1)] = 30.0,
-    edit_timeout: Annotated[float, typer.Option(help="Seconds for an edit of labels.", min=0.1)] = 120.0,
+    max_size: Annotated[float, typer.Option(help="Megabytes of a request.", min=0.001, max=MOST)] = 32.0,
+    max_pixels: Annotated[float, typer.Option(help="Millions of pixels of a picture.", min=0.001, max=MOST)] = 50.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to receive a request, and again to answer.", min=0.1, max=MOST)
+    ] = 30.0,
+    edit_timeout: Annotated[float, typer.Option(help="Seconds for an edit of labels.", min=0.1, max=MOST)] = 120.0,
 ) -> None:
     """Serve a bundle over HTTP, with a page to try it on: drop a picture, or use the camera.
 
@@ -73,5 +81,6 @@ def serve(
         edit_timeout=edit_timeout,
         decoders=decoders,
     )
-    backend = backend or load_config(project=Path(PROJECT_FILE)).infer.backend
+    if backend is None:
+        backend = load_config(project=Path(PROJECT_FILE)).infer.backend
     module.serve(Predictor(bundle or last_export(), backend, threads=threads), settings)
