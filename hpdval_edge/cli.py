@@ -1,5 +1,6 @@
 """The ``hpedge`` command: its verbs, its exit codes. Each verb lies in ``commands/``, its docstring is its help."""
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import hpdval_edge
+from hpdval_edge.atomic import FULL_DISK
 from hpdval_edge.commands.bench import bench
 from hpdval_edge.commands.build import build
 from hpdval_edge.commands.calibrate import calibrate
@@ -25,7 +27,7 @@ from hpdval_edge.commands.reproduce import reproduce
 from hpdval_edge.commands.serve import serve
 from hpdval_edge.commands.sweep import sweep
 from hpdval_edge.commands.train import train
-from hpdval_edge.errors import HpedgeError
+from hpdval_edge.errors import HpedgeError, MissingDependency
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,17 +75,31 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any) 
 def main() -> None:
     """Entry point: every HpedgeError becomes one line on stderr and its exit code, our warnings become one line."""
     warnings.showwarning = _show_warning
+    # Where the caller has closed them, Python has none.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         app(standalone_mode=True)
     except HpedgeError as error:
         typer.echo(f"hpedge: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        typer.echo(f"hpedge: no space left to write {error.filename or 'the output'}; free some disk space.", err=True)
+        _drop_output()
+        sys.exit(MissingDependency.exit_code)
     except SystemExit as stop:
+        # typer ends with exit code 1 where the reader of our output (head, less) has left: nothing failed.
+        if isinstance(stop.__context__, BrokenPipeError):
+            _drop_output()
+            sys.exit(0)
         # typer turns a Ctrl-C into exit code 130 without a word.
         if stop.__context__ and isinstance(stop.__context__.__cause__, KeyboardInterrupt):
             typer.echo("hpedge: interrupted; finished files are kept.", err=True)
         raise
-    except BrokenPipeError:
-        # The reader of our output (head, less) has left: nothing to report, and stdout must not be flushed again.
-        sys.stderr.close()
-        sys.exit(0)
+
+
+def _drop_output() -> None:
+    """Let what stdout still holds go nowhere, so that Python does not fail to write it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

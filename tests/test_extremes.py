@@ -1,5 +1,9 @@
 """What nobody should ask for, and output that leads nowhere: a sentence or silence, never a traceback."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,3 +77,38 @@ def test_an_overlay_shows_names_of_every_kind():
     """Planted mistake: the name is drawn as it is; Pillow measures no text of several lines."""
     named, plain = overlay(Image.new("RGB", (40, 40)), "a\nb\udcff.png"), overlay(Image.new("RGB", (40, 40)), "ab.png")
     assert named.size == plain.size
+
+
+def hpedge(*arguments: str, stdout: int) -> tuple[int, str]:
+    """The command with another stdout; its exit code and stderr."""
+    command = [sys.executable, "-m", "hpdval_edge", *arguments]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_has_left_is_no_failure():
+    """Planted mistake: typer's own exit code 1, which says that a check failed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert hpedge("--version", stdout=writer) == (0, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_below_stdout_is_one_sentence():
+    """Planted mistake: only files are looked after; a report on stdout ended in a traceback."""
+    with open("/dev/full", "w") as full:
+        code, err = hpedge("--version", stdout=full.fileno())
+    assert (code, err) == (4, "hpedge: no space left to write the output; free some disk space.\n")
+
+
+def test_without_stdout_the_work_is_done(tiny, tiny_bundle, tmp_path):
+    """Planted mistake: Python's stdout of None is written to."""
+    picture, overlays = tiny / "test" / "00.png", tmp_path / "overlays"
+    command = 'exec "$0" -m hpdval_edge infer "$1" --model "$2" --overlay "$3" >&-'
+    shell = ["sh", "-c", command, sys.executable, str(picture), str(tiny_bundle), str(overlays)]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, f"1 of 1 pictures, overlays in {overlays}/\n")
+    assert [path.name for path in overlays.iterdir()] == ["00.png"]
