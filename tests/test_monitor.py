@@ -366,3 +366,12 @@ def test_a_limit_makes_it_a_check(run_hpedge, bundle, tmp_path, monkeypatch):
     assert run_hpedge("monitor", "w")[0] == 0
     assert run_hpedge("monitor", "w", "--limit", "0.25")[0] == 1
     assert run_hpedge("monitor", "w", "--limit", "50")[0] == 0
+
+
+def test_a_limit_without_a_reference_is_no_check(run_hpedge, make_bundle, tmp_path, monkeypatch):
+    """Planted mistake: exit code 0, as if nothing had shifted, where nothing could be compared."""
+    monkeypatch.chdir(tmp_path)
+    watch(Path("w"), make_bundle(), pictures(20, 1))
+    code, out, err = run_hpedge("monitor", "w", "--limit", "0.25")
+    assert code == 2 and "no reference" in out
+    assert "--limit 0.25 has nothing to compare with" in err

@@ -32,6 +32,7 @@ def monitor(
       hpedge monitor door/ gate/ --days 7 --limit 0.25 --json
     """
     from hpdval_edge.atomic import write_text
+    from hpdval_edge.errors import UsageError
     from hpdval_edge.monitor.drift import LARGE
     from hpdval_edge.monitor.page import render
     from hpdval_edge.monitor.summary import summarise
@@ -43,4 +44,9 @@ def monitor(
     if page:
         write_text(page, render(summary))
         say(f"page {page}; open it in a browser")
+    if limit is not None and not summary.reference:
+        raise UsageError(
+            f"--limit {limit:g} has nothing to compare with, for the bundle kept no validation scores; export it "
+            "again, or calibrate it, and take a new folder."
+        )
     raise typer.Exit(1 if limit is not None and summary.drifted else 0)
