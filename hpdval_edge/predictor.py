@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -156,9 +156,10 @@ class Predictor:
         """Predict one picture or a list of them, each a path, a PIL image or uint8 [H, W, 3] RGB.
 
         Raises:
-            BadData: a picture that cannot be read, named. ValueError: an array that is not uint8 [H, W, 3].
+            BadData: a picture that cannot be read, named. ValueError: what is no picture, as arrays that are not uint8
+            [H, W, 3].
         """
-        single = isinstance(pictures, (str, Path, Image.Image, np.ndarray))
+        single = isinstance(pictures, (str, Path, Image.Image, np.ndarray)) or not isinstance(pictures, Iterable)
         batch = [pictures] if single else list(pictures)
         if not batch:
             return []

@@ -18,6 +18,7 @@ from hpdval_edge.predictor import Prediction, Predictor
     [
         ("infer a.png", "--threads", "100000"),
         ("infer a.png", "--max-frames", "99999999999999999999"),
+        ("infer a.mp4", "--fps", "inf"),
         ("bench", "--threads", "100000"),
         ("serve", "--threads", "100000"),
         ("serve", "--decoders", "100000"),
@@ -49,6 +50,12 @@ def test_thresholds_are_finite(tiny_bundle, threshold):
     """Planted mistake: only NaN is refused; an overlay has no place for a tick at infinity."""
     with pytest.raises(UsageError, match=f"threshold '{threshold}' is neither 'fitted' nor a finite number"):
         Predictor(tiny_bundle, threshold=threshold)
+
+
+def test_what_is_no_picture_is_named(tiny_bundle):
+    """Planted mistake: everything unknown is taken for a list of pictures."""
+    with pytest.raises(ValueError, match=r"a picture must be a path, a PIL image or uint8 .*, got int"):
+        Predictor(tiny_bundle)(5)
 
 
 def test_a_key_needs_a_name(run_hpedge):

@@ -57,7 +57,9 @@ def infer(
     ] = True,
     engines: Annotated[Path | None, typer.Option(help="Folder of TensorRT engines; else beside the bundle.")] = None,
     every: Annotated[int, typer.Option(help="Each N-th frame of films, cameras and streams.", min=1)] = 1,
-    fps: Annotated[float | None, typer.Option(help="At most so many frames a second of them.", min=0.001)] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="At most so many frames a second of them.", min=0.001, max=1e6)
+    ] = None,
     duration: Annotated[float | None, typer.Option(help="So many seconds of them.", min=0.001)] = None,
     max_frames: Annotated[int | None, typer.Option(help="Pictures and frames in all.", min=1, max=sys.maxsize)] = None,
     retries: Annotated[
