@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_safetensors
 
 from hpdval_edge.atomic import new_folder, put_back
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.images import INPUTS
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -273,7 +274,37 @@ def _read_manifest(path: Path) -> Manifest:
             values[key] = tuple(values[key])
     except TypeError:
         raise BadData(f"bundle {path}: {MANIFEST} has {key} = {values[key]!r}, which is no list.") from None
-    return Manifest(**values)
+    manifest = Manifest(**values)
+    _check_values(path, manifest)
+    return manifest
+
+
+def _check_values(path: Path, manifest: Manifest) -> None:
+    """BadData for a value of the manifest that is of another type, or none that an export writes."""
+
+    def whole(value: object) -> bool:
+        return type(value) is int and value >= 1
+
+    def finite(value: object) -> bool:
+        return type(value) in (int, float) and math.isfinite(value)
+
+    right = {
+        "labels": bool(manifest.labels) and all(type(label) is str for label in manifest.labels),
+        "image_size": whole(manifest.image_size) and manifest.image_size <= 8192,
+        "mean": len(manifest.mean) == 3 and all(map(finite, manifest.mean)),
+        "std": len(manifest.std) == 3 and all(finite(value) and value > 0 for value in manifest.std),
+        "alpha": finite(manifest.alpha) and 0 <= manifest.alpha <= 1,
+        "topk": whole(manifest.topk),
+        "grid": len(manifest.grid) == 2 and all(map(whole, manifest.grid)),
+        "embed_dim": whole(manifest.embed_dim),
+        "logit_scale": finite(manifest.logit_scale),
+        "files": isinstance(manifest.files, dict),
+        "input": manifest.input in INPUTS,
+    }
+    for key, holds in right.items():
+        if not holds:
+            value = getattr(manifest, key)
+            raise BadData(f"bundle {path}: {MANIFEST} has {key} = {value!r}, which cannot be; export it again.")
 
 
 def _checked(path: Path, name: str, digests: dict[str, str]) -> bytes:

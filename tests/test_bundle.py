@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,22 @@ def test_a_manifest_whose_lists_are_none_is_named(copy, change):
     """Planted mistake: a TypeError, after which a server would look at its bundle no more."""
     edit_manifest(copy, **change)
     with pytest.raises(BadData, match=r"manifest\.json has (labels = 5|grid = None), which is no list"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("labels", [1]), ("labels", []), ("image_size", 32.0), ("image_size", 0), ("mean", [0, 0]), ("mean", "abc")),
+        *(("std", [1, 0, 1]), ("std", [1, math.inf, 1]), ("alpha", 1.5), ("alpha", -0.1), ("alpha", None)),
+        *(("topk", 0), ("topk", 1.5), ("topk", True), ("grid", [4]), ("grid", [4, 0]), ("embed_dim", "24")),
+        *(("logit_scale", math.nan), ("logit_scale", "x"), ("files", []), ("input", "int8")),
+    ],
+)
+def test_a_manifest_with_a_value_that_cannot_be_is_refused(copy, key, value):
+    """Planted mistake: such values met by the first picture, as errors of other libraries or none."""
+    edit_manifest(copy, **{key: value})
+    with pytest.raises(BadData, match=f"has {key} = .*, which cannot be; export it again"):
         load_bundle(copy)
 
 

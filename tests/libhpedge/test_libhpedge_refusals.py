@@ -111,7 +111,7 @@ def test_bundles_that_python_refuses(driver, tiny_bundle, tmp_path, change, mess
         load_bundle(bundle)
 
 
-# Python meets these later than load_bundle, or not at all.
+# Python refuses them in other words, the model when an engine loads it.
 ODD = {
     "input": (lambda b: edit(b, {"input": "int8"}), "manifest.json has input 'int8', which is none of float32"),
     "size": (lambda b: edit(b, {"image_size": 10**9}), "has an image_size or a grid that is not 1 to 8192"),
