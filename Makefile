@@ -1,4 +1,4 @@
-# `make demo` trains, exports and runs the demo in demo/; `make test` checks everything. Needs Python >= 3.11 and a C++
+# `make demo` trains, exports and runs the demo in demo/; `make test` checks everything. Needs Python >= 3.10 and a C++
 # compiler; the rest, CMake included, comes from pip into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ help:
 	@echo "make clean  remove what these made, except .venv"
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpedge needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hpedge needs Python 3.10 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
 .venv/installed-run: $(BUILT_FROM) | $(BIN)/python

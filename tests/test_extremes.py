@@ -34,7 +34,7 @@ def test_values_without_bounds_are_refused(run_hpedge, tmp_path, monkeypatch, ve
     monkeypatch.chdir(tmp_path)
     code, out, err = run_hpedge(*verb.split(), option, value)
     assert (code, out) == (2, "")
-    assert f"Invalid value for '{option}': Input should be less than or equal to" in err
+    assert f"Invalid value for '{option}'" in err
 
 
 @pytest.mark.parametrize(("option", "sentence"), [("--threshold", "threshold ''"), ("--backend", "backend ''")])
