@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import os
 import shutil
@@ -90,15 +91,18 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that takes ``target``'s place when the block ends well.
 
     An older ``target`` is moved aside first and removed last. A process killed in between leaves it under a hidden
-    name, where ``put_back`` finds it; other ``.partial`` siblings are removed by the next call.
+    name, where ``put_back`` finds it; other ``.partial`` siblings are removed by the next call, except
+    those of writers at work.
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         put_back(target)
         for stale in _siblings(target, ".partial"):
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove_stale(stale)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
         partial.chmod(0o755)
+        at_work = os.open(partial, os.O_RDONLY)
+        fcntl.flock(at_work, fcntl.LOCK_EX)
         old = partial.with_suffix(".old.partial")
         try:
             yield partial
@@ -108,6 +112,23 @@ def new_folder(target: Path) -> Iterator[Path]:
             put_back(target)
             for folder in (old, partial):
                 shutil.rmtree(folder, ignore_errors=True)
+            os.close(at_work)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove a ``.partial`` folder of a writer that was killed; one that is at work holds a lock on its new folder."""
+    new = folder.with_name(folder.name.replace(".old.partial", ".partial"))
+    try:
+        lock = os.open(new if new.exists() else folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
 
 
 def put_back(target: Path) -> None:

@@ -49,6 +49,20 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
     assert not stale.exists()
 
 
+def test_a_writer_at_work_keeps_its_folder(tmp_path):
+    """Planted mistake: whatever is unfinished is removed, so that two edits at once leave half a bundle."""
+    with new_folder(tmp_path / "bundle") as first:
+        (first / "model").write_text("first")
+        with new_folder(tmp_path / "bundle") as second:
+            (second / "model").write_text("second")
+        (first / "labels").write_text("first")
+    assert {path.name: path.read_text() for path in (tmp_path / "bundle").iterdir()} == {
+        "model": "first",
+        "labels": "first",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_a_folder_moved_aside_comes_back(tmp_path, monkeypatch):
     """Ctrl-C between the two renames. Planted mistakes: the old folder removed with the new one, or left hidden."""
     target = tmp_path / "b"
