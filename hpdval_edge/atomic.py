@@ -91,8 +91,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that takes ``target``'s place when the block ends well.
 
     An older ``target`` is moved aside first and removed last. A process killed in between leaves it under a hidden
-    name, where ``put_back`` finds it; other ``.partial`` siblings are removed by the next call, except
-    those of writers at work.
+    name, where ``put_back`` finds it; other ``.partial`` siblings are removed by the next call, except those of writers
+    at work.
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,18 +101,29 @@ def new_folder(target: Path) -> Iterator[Path]:
             _remove_stale(stale)
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
         partial.chmod(0o755)
-        at_work = os.open(partial, os.O_RDONLY)
-        fcntl.flock(at_work, fcntl.LOCK_EX)
         old = partial.with_suffix(".old.partial")
-        try:
-            yield partial
-            _exchange(target, partial, old)
-        finally:
-            # Also what ends between the two renames, such as Ctrl-C, leaves the old folder.
-            put_back(target)
-            for folder in (old, partial):
-                shutil.rmtree(folder, ignore_errors=True)
-            os.close(at_work)
+        with locked(partial):
+            try:
+                yield partial
+                _exchange(target, partial, old)
+            finally:
+                # Also what ends between the two renames, such as Ctrl-C, leaves the old folder.
+                put_back(target)
+                for folder in (old, partial):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other program is that locks ``folder``, on file systems that lock folders; NFS, for one, does not."""
+    with disk_errors(folder):
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _remove_stale(folder: Path) -> None:
@@ -124,11 +135,14 @@ def _remove_stale(folder: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
+        return
+    except OSError:
+        # Of a file system without locks nobody can tell.
         pass
     finally:
         os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_back(target: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from hpdval_edge.atomic import new_folder, put_back
+from hpdval_edge.atomic import locked, new_folder, put_back
 from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import INPUTS
 
@@ -211,7 +211,8 @@ def rewrite(bundle: Bundle, manifest: Manifest, files: Mapping[str, bytes]) -> N
     """
     if not bundle.path.is_dir():
         raise UsageError(f"bundle {bundle.path} is zipped; unpack it to change it.")
-    with new_folder(bundle.path) as folder:
+    # Another writer waits here, and then finds that the bundle is not what it read.
+    with locked(bundle.path), new_folder(bundle.path) as folder:
         for source in bundle.path.rglob("*"):
             target = folder / source.relative_to(bundle.path)
             if source.is_dir():

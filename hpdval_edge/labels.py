@@ -25,7 +25,6 @@ from hpdval_edge.bundle import (
     Bundle,
     Manifest,
     check_current,
-    load_bundle,
     rewrite,
     thresholds_text,
 )
@@ -33,6 +32,7 @@ from hpdval_edge.errors import BadData, UsageError
 from hpdval_edge.images import model_input
 from hpdval_edge.monitor.reference import read_reference
 from hpdval_edge.runtimes import load_engine
+from hpdval_edge.watch import load_unchanged
 
 NO_NAME = "no label is named; name one at least."
 CARD_COUNT = re.compile(r"(A multi-label image recogniser with )\d+( labels)")
@@ -252,7 +252,7 @@ def _write(bundle: Bundle, labels: tuple[str, ...], columns: _Columns, staying: 
         read_reference(bundle)
         files[REFERENCE] = _reference(json.loads(bundle.read(REFERENCE)), staying)
     rewrite(bundle, manifest, files)
-    return load_bundle(bundle.path)
+    return load_unchanged(bundle.path)[1]
 
 
 def _card(text: str, manifest: Manifest) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hpdval_edge import Predictor, load_bundle
+from hpdval_edge import bundle as bundle_module
 from hpdval_edge.bundle import rewrite, sha256
 from hpdval_edge.errors import BadData, MissingDependency, UsageError
 from hpdval_edge.labels import (
@@ -301,3 +302,36 @@ def test_every_prediction_is_of_one_set_of_labels(path):
         for thread in threads:
             thread.join()
     assert not wrong and len(seen) > 1
+
+
+def test_of_two_edits_at_once_none_is_lost(path, monkeypatch):
+    """The second begins where the first has looked at the bundle and not yet written it. Planted mistake: no lock."""
+    bundle = load_bundle(path)
+    check, lock, waits, ended = bundle_module.check_current, bundle_module.locked, threading.Event(), []
+
+    def second():
+        try:
+            rename_labels(bundle, {"blue": "navy"})
+        except UsageError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=second)
+
+    def locked(folder):
+        if threading.current_thread() is thread:
+            waits.set()
+        return lock(folder)
+
+    def then_the_second(current):
+        check(current)
+        if not thread.ident:
+            thread.start()
+            while not waits.is_set() and thread.is_alive():
+                waits.wait(0.02)
+
+    monkeypatch.setattr(bundle_module, "check_current", then_the_second)
+    monkeypatch.setattr(bundle_module, "locked", locked)
+    assert "crimson" in rename_labels(bundle, {"red": "crimson"}).manifest.labels
+    thread.join()
+    assert {"crimson", "blue"} <= {*load_bundle(path).manifest.labels}
+    assert len(ended) == 1 and "was changed by another program meanwhile; run the same once more" in ended[0]

@@ -36,15 +36,15 @@ def build(
 
       hpedge build birds.hpedge --backend tensorrt-rtx --target sm_86,sm_89
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.infer import last_export
     from hpdval_edge.trt.build import BuildOptions, build_engine
     from hpdval_edge.trt.flavour import MODULES
+    from hpdval_edge.watch import load_unchanged
 
     if backend not in MODULES:
         raise UsageError(f"--backend {backend!r} is not one of {', '.join(MODULES)}.")
     options = BuildOptions(backend, head, batch, labels, workspace, level, timeout, target, engines)
-    built = build_engine(load_bundle(bundle or last_export()), options)
+    built = build_engine(load_unchanged(bundle or last_export())[1], options)
     record = built.record
     if json_:
         typer.echo(

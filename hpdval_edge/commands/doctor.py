@@ -32,12 +32,12 @@ def doctor(
 
       hpedge doctor --json > machine.json
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.diagnosis import diagnose
     from hpdval_edge.machine import read_machine
+    from hpdval_edge.watch import load_unchanged
 
     machine = read_machine(root, live=False) if root else read_machine()
-    report = diagnose(machine, load_bundle(bundle) if bundle else None)
+    report = diagnose(machine, load_unchanged(bundle)[1] if bundle else None)
     typer.echo(json.dumps(report) if json_ else as_text(report))
 
 

@@ -36,10 +36,11 @@ def list_(bundle: BundlePath, json_: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from hpdval_edge.bundle import TEXT_SPACE, load_bundle
+    from hpdval_edge.bundle import TEXT_SPACE
     from hpdval_edge.labels import list_labels
+    from hpdval_edge.watch import load_unchanged
 
-    loaded = load_bundle(bundle)
+    loaded = load_unchanged(bundle)[1]
     rows = list_labels(loaded)
     if json_:
         space = loaded.manifest.provenance.get(TEXT_SPACE)
@@ -71,9 +72,9 @@ def add(
 
       hpedge labels add birds.hpedge --from new.labels --key labels.key.pub
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.labels import add_labels
     from hpdval_edge.labels_file import read_labels
+    from hpdval_edge.watch import load_unchanged
 
     if bool(names) == (from_ is not None):
         raise UsageError("name the labels to add, or pass --from with a file of them.")
@@ -81,7 +82,7 @@ def add(
         raise UsageError("--key and --unsigned belong to --from.")
     if from_ is not None and run:
         raise UsageError(f"--run {run} embeds names; the labels of {from_} are embedded already.")
-    loaded = load_bundle(bundle)
+    loaded = load_unchanged(bundle)[1]
     new = read_labels(from_, key, unsigned=unsigned) if from_ else _embedded(loaded, names, run)
     _report(add_labels(loaded, new), f"added {', '.join(new.names)}")
 
@@ -98,10 +99,10 @@ def rename(
 
       hpedge labels rename birds.hpedge robin "European robin"
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.labels import rename_labels
+    from hpdval_edge.watch import load_unchanged
 
-    _report(rename_labels(load_bundle(bundle), {old: new}), f"{old} is {new} now")
+    _report(rename_labels(load_unchanged(bundle)[1], {old: new}), f"{old} is {new} now")
 
 
 @labels.command()
@@ -112,10 +113,10 @@ def remove(bundle: BundlePath, names: Names) -> None:
 
       hpedge labels remove birds.hpedge gull "grey wagtail"
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.labels import remove_labels
+    from hpdval_edge.watch import load_unchanged
 
-    _report(remove_labels(load_bundle(bundle), names), f"removed {', '.join(names)}")
+    _report(remove_labels(load_unchanged(bundle)[1], names), f"removed {', '.join(names)}")
 
 
 @labels.command()
@@ -126,10 +127,10 @@ def reorder(bundle: BundlePath, names: Names) -> None:
 
       hpedge labels reorder birds.hpedge heron robin
     """
-    from hpdval_edge.bundle import load_bundle
     from hpdval_edge.labels import reorder_labels
+    from hpdval_edge.watch import load_unchanged
 
-    changed = reorder_labels(load_bundle(bundle), names)
+    changed = reorder_labels(load_unchanged(bundle)[1], names)
     _report(changed, f"the first are {', '.join(changed.manifest.labels[: len(names)])}")
 
 
