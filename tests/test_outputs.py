@@ -113,11 +113,13 @@ def test_a_full_disk_leaves_whole_lines(make_result, two_labels, tmp_path, monke
 
 
 def test_a_stream_without_a_descriptor_takes_lines(make_result, two_labels):
+    """Planted mistake: a line feed in a file's name makes two lines."""
     stream = io.StringIO()
     output = text_output("table", stream, two_labels)
     output.write(make_result("film.mp4", index=2))
+    output.write(make_result("a\nb.jpg"))
     output.close()
-    assert stream.getvalue() == "film.mp4#2  red 0.300\n"
+    assert stream.getvalue() == "film.mp4#2  red 0.300\na?b.jpg  red 0.300\n"
 
 
 def test_a_full_disk_leaves_the_row_groups_before(make_result, two_labels, tmp_path, monkeypatch):

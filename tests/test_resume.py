@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpdval_edge.errors import BadData, UsageError
+from hpdval_edge.outputs import overlays
 from hpdval_edge.outputs.chosen import OutputOptions, open_outputs
 from hpdval_edge.outputs.output import close_all
 from hpdval_edge.outputs.resume import BLOCK, Remaining, Written, cut_half_line, remaining
@@ -167,20 +169,40 @@ def test_resume_needs_a_file_that_can_go_on(run_hpedge, arguments):
 
 def test_pictures_made_before_stay(make_result, two_labels, tmp_path):
     """Planted mistakes: either folder's names begin anew with --resume, so that another photo.jpg is written over."""
-    overlays, maps = tmp_path / "overlays", tmp_path / "maps"
+    drawn, maps = tmp_path / "overlays", tmp_path / "maps"
     made = {}
     for turn, resume in enumerate((False, True)):
-        options = OutputOptions(output=tmp_path / "r.jsonl", overlay=overlays, maps=maps, map_raw=True, resume=resume)
+        options = OutputOptions(output=tmp_path / "r.jsonl", overlay=drawn, maps=maps, map_raw=True, resume=resume)
         outputs = open_outputs(options, None, two_labels, sys.stdout)
         for output in outputs:
             output.write(make_result(f"{turn}/photo.jpg"))
             output.write(make_result("film.mp4", index=turn, time=0.0))
         close_all(outputs)
         assert {path: path.read_bytes() for path in made} == made
-        made = {path: path.read_bytes() for folder in (overlays, maps) for path in folder.iterdir()}
-    assert {path.name for path in overlays.iterdir()} == {"photo.png", "photo-2.png", "film.mp4", "film-2.mp4"}
+        made = {path: path.read_bytes() for folder in (drawn, maps) for path in folder.iterdir()}
+    assert {path.name for path in drawn.iterdir()} == {"photo.png", "photo-2.png", "film.mp4", "film-2.mp4"}
     stems = ("photo", "photo-2", "film-000000", "film-000001")
     assert {path.name for path in maps.iterdir()} == {f"{stem}.{end}" for stem in stems for end in ("red.png", "npz")}
+
+
+def test_what_is_recorded_was_made(run_hpedge, tiny, tiny_bundle, tmp_path, monkeypatch):
+    """Ctrl-C while a picture is drawn. Planted mistake: the record first, so that --resume makes no such picture."""
+    draw, turns = overlays.draw_overlay, iter(range(2))
+
+    def draw_two(*arguments, **options):
+        if next(turns, None) is None:
+            raise KeyboardInterrupt
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(overlays, "draw_overlay", draw_two)
+    output, folder = tmp_path / "r.jsonl", tmp_path / "overlays"
+    command = ("infer", tiny / "test", "--model", tiny_bundle, "--output", output, "--overlay", folder)
+    assert run_hpedge(*command)[0] == 130
+    assert len(output.read_text().splitlines()) == len([*folder.iterdir()]) == 2
+    monkeypatch.undo()
+    assert run_hpedge(*command, "--resume")[0] == 0
+    recorded = [Path(json.loads(line)["path"]).stem for line in output.read_text().splitlines()]
+    assert sorted(recorded) == sorted(path.stem for path in folder.iterdir()) and len(recorded) > 2
 
 
 def test_interrupted_and_resumed_is_the_same_file(tiny, tiny_bundle, tmp_path):

@@ -84,8 +84,8 @@ def open_outputs(options: OutputOptions, bundle: Bundle, model: ModelInfo, stdou
             outputs.append(Overlays(options.overlay, model, label, keep=options.resume))
         if options.maps is not None:
             outputs.append(HeatMaps(options.maps, model, options.map_labels, raw=options.map_raw, keep=options.resume))
-        # First of all, so that what fails is what people look at.
-        outputs.insert(0, _records(options, model, stdout))
+        # The last, also to be written: of what is recorded --resume makes nothing again.
+        outputs.append(_records(options, model, stdout))
     except BaseException:
         close_all(outputs)
         raise

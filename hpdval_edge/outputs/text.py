@@ -32,7 +32,9 @@ class Table(_Text):
         scores = (prediction.scores[model.labels.index(label)] for label in prediction.labels)
         pairs = zip(prediction.labels, scores, strict=True)
         chosen = [f"{label} {score:.3f}{' (not fitted)' * model.is_unfitted(label)}" for label, score in pairs]
-        self.lines.write(f"{result.frame.name}  {', '.join(chosen) or '-'}\n")
+        # Names of files may hold line feeds.
+        name = "".join("?" if letter in "\r\n" else letter for letter in result.frame.name)
+        self.lines.write(f"{name}  {', '.join(chosen) or '-'}\n")
 
 
 class JsonLines(_Text):
