@@ -166,11 +166,14 @@ def test_a_broken_picture_is_named_and_the_server_goes_on(served, predictor, con
         (b"", "", 415, "Content-Type 'missing' is neither"),
     ],
 )
-def test_damaged_bodies_are_one_sentence(client, body, kind, status, sentence):
-    """Planted mistake: a name taken that UTF-8 cannot hold, so that the answer could not be written."""
+def test_damaged_bodies_are_one_sentence(client, caplog, body, kind, status, sentence):
+    """Planted mistakes: a name taken that UTF-8 cannot hold, so that the answer could not be written; lines of other
+    libraries in the log, which anybody could fill.
+    """
     answer = client.post("/v1/classify", content=body, headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == status
     assert answer.json()["error"].startswith(sentence)
+    assert not caplog.records
 
 
 def test_unknown_paths_and_methods_are_one_sentence(client):

@@ -101,6 +101,8 @@ class Server(uvicorn.Server):
 
 def make_server(predictor: Predictor, settings: Settings) -> Server:
     """A server of the application, not yet running."""
+    # What is wrong with a form is told to its sender; in the log it would be for anybody to fill.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         create_app(predictor, settings),
         http=functools.partial(Connection, settings.body_timeout),

@@ -55,7 +55,7 @@ function take(answer) {
   get("add-note").textContent =
     reasons.length < 2
       ? "New labels have no threshold of their own yet: they are marked “not fitted”."
-      : `No label can be added here: ${reasons.join(" ")}`;
+      : `No label can be added here: ${reasons.map((reason) => reason.replace(/\.$/, "")).join("; ")}.`;
   drawRows();
 }
 
