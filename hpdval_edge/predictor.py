@@ -267,6 +267,7 @@ def _thresholds(threshold: str | float, fitted: np.ndarray) -> np.ndarray:
         number = float(threshold)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a finite number.")
+    # Written so that NaN fails.
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise UsageError(f"threshold {threshold!r} is neither 'fitted' nor a finite float32 number.")
     return np.full_like(fitted, number)

@@ -255,8 +255,8 @@ def test_a_missing_file_is_named(copy):
     [
         ({"backend": "tensorrt"}, MissingDependency, "backend tensorrt: its Python module tensorrt is not installed"),
         ({"backend": "cuda"}, UsageError, "'cuda' is not one of auto, tensorrt, tensorrt-rtx, onnx"),
-        ({"threshold": "high"}, UsageError, "neither 'fitted' nor a finite number"),
-        ({"threshold": "nan"}, UsageError, "threshold 'nan' is neither 'fitted' nor a finite number"),
+        ({"threshold": "high"}, UsageError, "neither 'fitted' nor a finite float32 number"),
+        ({"threshold": "nan"}, UsageError, "threshold 'nan' is neither 'fitted' nor a finite float32 number"),
         ({"top": 9}, UsageError, "the bundle has 4 labels"),
     ],
 )

@@ -45,10 +45,10 @@ def test_an_empty_value_is_not_taken_for_none(run_hpedge, tiny, tiny_bundle, opt
     assert err.startswith(f"hpedge: {sentence} is ")
 
 
-@pytest.mark.parametrize("threshold", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("threshold", ["inf", "-inf", "nan", "1e39"])
 def test_thresholds_are_finite(tiny_bundle, threshold):
     """Planted mistake: only NaN is refused; an overlay has no place for a tick at infinity."""
-    with pytest.raises(UsageError, match=f"threshold '{threshold}' is neither 'fitted' nor a finite number"):
+    with pytest.raises(UsageError, match=f"threshold '{threshold}' is neither 'fitted' nor a finite float32 number"):
         Predictor(tiny_bundle, threshold=threshold)
 
 

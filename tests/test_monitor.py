@@ -368,6 +368,14 @@ def test_a_limit_makes_it_a_check(run_hpedge, bundle, tmp_path, monkeypatch):
     assert run_hpedge("monitor", "w", "--limit", "50")[0] == 0
 
 
+def test_a_page_that_is_a_folder_is_one_sentence(run_hpedge, bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    watch(Path("w"), bundle, pictures(1, 1))
+    for page in (".", ""):
+        code, _, err = run_hpedge("monitor", "w", "--page", page)
+        assert (code, err) == (2, "hpedge: --page . is a folder; name a file.\n")
+
+
 def test_a_limit_without_a_reference_is_no_check(run_hpedge, make_bundle, tmp_path, monkeypatch):
     """Planted mistake: exit code 0, as if nothing had shifted, where nothing could be compared."""
     monkeypatch.chdir(tmp_path)

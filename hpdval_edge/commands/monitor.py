@@ -39,9 +39,11 @@ def monitor(
     from hpdval_edge.monitor.table import table
     from hpdval_edge.progress import say
 
+    if page is not None and page.is_dir():
+        raise UsageError(f"--page {page} is a folder; name a file.")
     summary = summarise(folders, days=days, limit=LARGE if limit is None else limit, unseen_days=unseen)
     typer.echo(json.dumps(summary.to_json()) if json_ else table(summary))
-    if page:
+    if page is not None:
         write_text(page, render(summary))
         say(f"page {page}; open it in a browser")
     if limit is not None and not summary.reference:
