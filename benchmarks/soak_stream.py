@@ -128,7 +128,10 @@ def judge(watch: Watch, sent: list[list[tuple[int, float]]], words: str, *, thin
     offsets: dict[int, set[int]] = {}
     for place, line in pairs:
         offsets.setdefault(flat[place][2], set()).add(place - line.index)
-    read, dropped, reconnects = map(int, re.findall(r"(\d+) frames read, (\d+) dropped, (\d+) reconnects", words)[-1])
+    counts = re.findall(r"(\d+) frames read, (\d+) dropped, (\d+) reconnects", words)
+    if not counts:
+        sys.exit(f"hpedge infer ended before its time and said: {words.strip() or 'nothing'}")
+    read, dropped, reconnects = map(int, counts[-1])
     shown = [int(numbers[place]) for place, _ in pairs]
     checks = {
         "every result is of a picture that was sent": unknown == 0,
