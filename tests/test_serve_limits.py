@@ -310,24 +310,28 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
+def stopping(connection: socket.socket, host: str, port: int, process, number: int) -> bytes:
+    """Send half a request, then the signal, until nothing listens any more; returns the other half."""
+    body = form(picture())
+    lines = f"POST /v1/classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(lines.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + body[:50])
+    # A second request is answered only when the first, sent before it, is being read.
+    with socket.create_connection((host, port), WAIT) as other:
+        other.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        assert answer(other)[0] == 200
+    process.send_signal(number)
+    end = time.monotonic() + WAIT
+    while listens(host, port):
+        assert time.monotonic() < end
+    return body[50:]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_answers_what_is_in_and_ends_well(tiny_bundle, number):
     """Planted mistake: no time for requests in flight, so that the connection is cut."""
     process, host, port = start(tiny_bundle)
-    body = form(picture())
     with socket.create_connection((host, port), WAIT) as connection:
-        lines = f"POST /v1/classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n"
-        connection.sendall(lines.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + body[:50])
-        # A second request is answered only when the first, sent before it, is being read.
-        with socket.create_connection((host, port), WAIT) as other:
-            other.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
-            assert answer(other)[0] == 200
-        process.send_signal(number)
-        # No longer listening: the shutdown has begun.
-        end = time.monotonic() + WAIT
-        while listens(host, port):
-            assert time.monotonic() < end
-        connection.sendall(body[50:])
+        connection.sendall(stopping(connection, host, port, process, number))
         status, found = answer(connection)
     assert (status, len(found["results"])) == (200, 1)
     _, err = process.communicate(timeout=WAIT)
@@ -339,12 +343,7 @@ def test_a_second_ctrl_c_ends_it_at_once_without_a_traceback(tiny_bundle):
     """Planted mistake: uvicorn tells what was cut short with tracebacks, and we that all is answered."""
     process, host, port = start(tiny_bundle)
     with socket.create_connection((host, port), WAIT) as connection:
-        lines = f"POST /v1/classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 99\r\n\r\n"
-        connection.sendall(lines.encode())
-        process.send_signal(signal.SIGINT)
-        end = time.monotonic() + WAIT
-        while listens(host, port):
-            assert time.monotonic() < end
+        stopping(connection, host, port, process, signal.SIGINT)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=WAIT)
     assert (process.returncode, err) == (0, "stopped at once\n")
