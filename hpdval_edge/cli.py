@@ -1,6 +1,7 @@
 """The ``hpedge`` command: its verbs, its exit codes. Each verb lies in ``commands/``, its docstring is its help."""
 
 import os
+import select
 import sys
 import warnings
 from typing import Annotated, Any
@@ -90,14 +91,24 @@ def main() -> None:
         _drop_output()
         sys.exit(MissingDependency.exit_code)
     except SystemExit as stop:
-        # typer ends with exit code 1 where the reader of our output (head, less) has left: nothing failed.
+        # typer ends with exit code 1 and no word at any broken pipe.
         if isinstance(stop.__context__, BrokenPipeError):
+            if not _reader_has_left():
+                raise stop.__context__ from None
             _drop_output()
             sys.exit(0)
         # typer turns a Ctrl-C into exit code 130 without a word.
         if stop.__context__ and isinstance(stop.__context__.__cause__, KeyboardInterrupt):
             typer.echo("hpedge: interrupted; finished files are kept.", err=True)
         raise
+
+
+def _reader_has_left() -> bool:
+    """Whether what reads our output (head, less) has ended: then nothing failed. Other pipes may break as well."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _drop_output() -> None:

@@ -103,6 +103,18 @@ def test_a_reader_that_has_left_is_no_failure():
         os.close(writer)
 
 
+def test_another_pipe_that_breaks_is_a_failure():
+    """As a child process' or a server's. Planted mistake: exit code 0 for it, as if a reader had left."""
+    code = (
+        "from hpdval_edge import cli, infer\n"
+        "def last_export(): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "infer.last_export = last_export\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "infer", "."], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "BrokenPipeError: [Errno 32] Broken pipe" in done.stderr
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_a_full_disk_below_stdout_is_one_sentence():
     """Planted mistake: only files are looked after; a report on stdout ended in a traceback."""
