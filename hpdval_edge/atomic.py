@@ -134,15 +134,17 @@ def _remove_stale(folder: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    except OSError:
-        # Of a file system without locks nobody can tell.
-        pass
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            # Of a file system without locks nobody can tell.
+            pass
+        # While it is locked: a writer that has just made it must not begin in the middle.
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_back(target: Path) -> None:
