@@ -115,8 +115,16 @@ class Bundle:
     unfitted: frozenset[str] = frozenset()
 
     def read(self, name: str) -> bytes:
-        """Content of one file of the bundle, checked against the manifest; BadData if it is not there."""
-        return _checked(self.path, name, self.manifest.files)
+        """Content of one file of the bundle, checked against the manifest.
+
+        Raises:
+            BadData: it is not there, or was altered. UsageError: another program has changed the bundle since.
+        """
+        try:
+            return _checked(self.path, name, self.manifest.files)
+        except BadData:
+            check_current(self)
+            raise
 
     def fingerprint(self) -> str:
         """The sha256 of manifest.json, which holds those of all other files: it tells a bundle from every other."""

@@ -304,6 +304,17 @@ def test_every_prediction_is_of_one_set_of_labels(path):
     assert not wrong and len(seen) > 1
 
 
+def test_a_file_of_a_bundle_that_was_changed_meanwhile(path):
+    """Planted mistake: it is called altered, to be exported again, though the bundle on disk is whole."""
+    bundle = load_bundle(path)
+    changed = rename_labels(bundle, {"red": "crimson"})
+    with pytest.raises(UsageError, match="was changed by another program meanwhile; run the same once more"):
+        bundle.read("thresholds.json")
+    (path / "thresholds.json").write_text("{}")
+    with pytest.raises(BadData, match=r"thresholds\.json was altered"):
+        changed.read("thresholds.json")
+
+
 def test_of_two_edits_at_once_none_is_lost(path, monkeypatch):
     """The second begins where the first has looked at the bundle and not yet written it. Planted mistake: no lock."""
     bundle = load_bundle(path)
